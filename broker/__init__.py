@@ -1,0 +1,1 @@
+"""The log: ports (`ports`), and their two implementations (`kafka`, `local`)."""

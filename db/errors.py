@@ -1,0 +1,37 @@
+"""What can go wrong with the store.
+
+StoreError              the base; the docstring is the default message
+├── StoreUnavailable    wait and try again: outage, failover, deadlock, lock or statement timeout, anything unknown
+├── SchemaMismatch      stop and alert: the schema is missing, older or newer than the code
+├── RowsRejected        the database refuses what some row contains; `find_rejected` says which
+└── FenceLost           another worker has moved the position: nothing was written
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """The database reported an error."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or type(self).__doc__)
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be used at the moment; try again later."""
+
+
+class SchemaMismatch(StoreError):
+    """The database schema is not the one this version needs; run `aggregator db upgrade`."""
+
+
+class RowsRejected(StoreError):
+    """The database refuses the content of at least one row."""
+
+
+class FenceLost(StoreError):
+    """Another worker has moved the position of a partition; nothing was written."""
+
+    def __init__(self, partitions: frozenset[int]) -> None:
+        super().__init__(f"Another worker has moved the position of partition(s) {sorted(partitions)}.")
+        self.partitions = partitions

@@ -1,0 +1,1 @@
+"""The domain: what an event is, how its bytes are read, and why an event can be refused."""

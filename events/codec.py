@@ -1,0 +1,437 @@
+"""Bytes to Event: the one place that decides whether bytes are an event.
+
+The gateway and the worker both decode with this module, so what the gateway accepts the worker stores.
+
+Two ways lead to the same answer. The fast one (msgspec for the envelope, orjson for the payload) accepts
+nearly everything that is valid. Whatever it cannot take goes to the exact one (the standard library's
+parser with number hooks), which either finds the rule that was broken or accepts what orjson cannot hold,
+such as integers beyond 64 bits. Both build the same canonical form, so a content hash does not depend on
+the way taken.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+from collections.abc import Callable, Iterator
+from decimal import Decimal, InvalidOperation
+from hashlib import blake2b
+from math import isinf
+from typing import Any, Final, NoReturn
+
+import msgspec
+import orjson
+
+from events.errors import InvalidCode, InvalidEvent
+from events.event import (
+    MAX_DEPTH,
+    MAX_EVENT_BYTES,
+    MAX_INTEGER_DIGITS,
+    MAX_NAME_BYTES,
+    MAX_YEAR,
+    MIN_YEAR,
+    Event,
+    identity,
+)
+
+
+class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    topic: str
+    event_id: str
+    timestamp: str
+    source: str
+    payload: msgspec.Raw
+
+
+_FIELDS: Final = _Envelope.__struct_fields__
+_decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
+_decode_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+_TIMESTAMP: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+# A number that binary64 or 64-bit integers may not hold exactly: 16 or more digits, or a three-digit exponent.
+_INEXACT_NUMBER: Final = re.compile(rb"[:\[,\s]-?(?:[0-9.]{16}|[0-9.]+[eE][+-]?[0-9]{3})")
+# Strings (closed or not) and structure; everything between two matches is a scalar or white space.
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{},]', re.DOTALL)
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+
+def decode_event(raw: bytes) -> Event:
+    """Decode one event.
+
+    Args:
+        raw: the event's JSON, UTF-8, at most `MAX_EVENT_BYTES`.
+
+    Raises:
+        InvalidEvent: with the rule that was broken and, where they could be read, topic and event_id.
+    """
+    if len(raw) > MAX_EVENT_BYTES:
+        raise InvalidEvent(
+            InvalidCode.TOO_LARGE,
+            f"The event is {len(raw):,} bytes; the limit is {MAX_EVENT_BYTES:,} bytes.",
+        )
+    try:
+        envelope = _decode_envelope(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        _refuse(raw)
+    topic, event_id, source = envelope.topic, envelope.event_id, envelope.source
+    payload = bytes(envelope.payload)
+    try:
+        check_name("topic", topic)
+        check_name("event_id", event_id)
+        _check_source(source)
+        timestamp = parse_timestamp(envelope.timestamp)
+        canonical = _canonical_payload(payload)
+    except InvalidEvent as error:
+        error.topic = _readable_name(topic)
+        error.event_id = _readable_name(event_id)
+        raise
+    content = b"%d\0%b\0%b" % ((timestamp - _EPOCH) // _MICROSECOND, source.encode(), canonical)
+    return Event(
+        topic=topic,
+        event_id=event_id,
+        timestamp=timestamp,
+        source=source,
+        payload=payload,
+        key=identity(topic, event_id),
+        content_hash=int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True),
+    )
+
+
+def split_events(body: bytes) -> list[bytes]:
+    """Split a request body, one event or an array of events, into the bytes of each event.
+
+    The elements are not decoded: one that breaks a rule does not keep the others from being read.
+
+    Raises:
+        InvalidEvent: the body as a whole cannot be split; code `invalid_encoding`, `invalid_json`, or
+            `schema` where the root is neither an object nor an array.
+    """
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
+    stripped = body.strip(b" \t\r\n")
+    if not stripped:
+        raise InvalidEvent(
+            InvalidCode.INVALID_JSON, "The body is empty; send one event or an array of events."
+        )
+    if stripped[:1] == b"{":
+        return [stripped]
+    if stripped[:1] != b"[":
+        try:
+            json.loads(stripped.decode())
+        except ValueError as error:
+            raise InvalidEvent(InvalidCode.INVALID_JSON, _not_json(error)) from None
+        raise InvalidEvent(
+            InvalidCode.SCHEMA, "The body must be one event (an object) or an array of events."
+        )
+    try:
+        return [bytes(element) for element in _decode_array(stripped)]
+    except (msgspec.DecodeError, RecursionError):
+        # One element may hold what msgspec refuses to skip (a lone surrogate, NaN, deep nesting).
+        return _split_array(stripped)
+
+
+def check_name(field: str, value: str) -> None:
+    """Check a topic or an event_id against its rule: 1 to 255 bytes of UTF-8, no control characters.
+
+    Raises:
+        InvalidEvent: code `schema`, or `unstorable_text` for a NUL.
+    """
+    _check_length(field, value)
+    if value.isprintable():
+        return
+    if "\0" in value:
+        raise InvalidEvent(InvalidCode.UNSTORABLE_TEXT, f"`{field}` contains a NUL character (\\u0000).")
+    if _CONTROL.search(value):
+        raise InvalidEvent(InvalidCode.SCHEMA, f"`{field}` contains a control character.")
+
+
+def parse_timestamp(text: str) -> dt.datetime:
+    """Read an RFC 3339 timestamp with offset, year 1970 to 2100, into UTC. Digits beyond microseconds are cut.
+
+    Raises:
+        InvalidEvent: code `schema`.
+    """
+    if not _TIMESTAMP.fullmatch(text):
+        raise InvalidEvent(
+            InvalidCode.SCHEMA,
+            "`timestamp` must be RFC 3339 with an offset, for example 2026-01-31T12:00:00Z.",
+        )
+    try:
+        local = dt.datetime.fromisoformat(text.upper())
+    except ValueError:
+        raise InvalidEvent(
+            InvalidCode.SCHEMA, "`timestamp` names a date or time that does not exist."
+        ) from None
+    # Years 1 and 9999 can leave the calendar when moved to UTC, so look before converting.
+    if MIN_YEAR - 1 <= local.year <= MAX_YEAR + 1:
+        utc = local.astimezone(dt.UTC)
+        if MIN_YEAR <= utc.year <= MAX_YEAR:
+            return utc
+    raise InvalidEvent(InvalidCode.SCHEMA, f"`timestamp` must lie in the years {MIN_YEAR} to {MAX_YEAR}.")
+
+
+def _check_length(field: str, value: str) -> None:
+    size = len(value) if value.isascii() else len(value.encode())
+    if not 1 <= size <= MAX_NAME_BYTES:
+        raise InvalidEvent(
+            InvalidCode.SCHEMA, f"`{field}` must be 1 to {MAX_NAME_BYTES} bytes of UTF-8; it is {size:,}."
+        )
+
+
+def _check_source(value: str) -> None:
+    _check_length("source", value)
+    if "\0" in value:
+        raise InvalidEvent(InvalidCode.UNSTORABLE_TEXT, "`source` contains a NUL character (\\u0000).")
+
+
+def _readable_name(value: object) -> str | None:
+    """The value if it is itself a valid topic or event_id, so that an error can name it."""
+    if not isinstance(value, str):
+        return None
+    try:
+        check_name("name", value)
+    except (InvalidEvent, UnicodeEncodeError):
+        return None
+    return value
+
+
+def _canonical_payload(payload: bytes) -> bytes:
+    """Sorted, compact JSON of the payload, after checking every rule it has to obey."""
+    if payload[:1] != b"{":
+        raise InvalidEvent(InvalidCode.SCHEMA, "`payload` must be a JSON object.")
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
+        raise InvalidEvent(InvalidCode.TOO_DEEP, f"`payload` is nested deeper than {MAX_DEPTH} levels.")
+    if _INEXACT_NUMBER.search(payload):
+        value = _parse_exactly(payload)
+    else:
+        try:
+            value = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            value = _parse_exactly(payload)
+    if b"\\u0000" in payload:
+        _check_text(value)
+    return orjson.dumps(value, default=_encode_number, option=orjson.OPT_SORT_KEYS)
+
+
+def _parse_exactly(payload: bytes) -> Any:
+    """Parse with the standard library, keeping apart numbers that binary64 would merge.
+
+    Raises:
+        InvalidEvent: code `invalid_encoding`, `invalid_json`, `number_range` or `unstorable_text`.
+    """
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
+    try:
+        value = json.loads(
+            text, parse_int=_exact_integer, parse_float=_exact_float, parse_constant=_refuse_constant
+        )
+    except InvalidEvent:
+        raise
+    except ValueError as error:
+        raise InvalidEvent(InvalidCode.INVALID_JSON, _not_json(error)) from None
+    _check_text(value)
+    return value
+
+
+class _ExactNumber:
+    """A number that neither 64-bit integers nor binary64 hold; kept as its digits."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _encode_number(value: Any) -> dict[str, str]:
+    # The key is one that no payload can have, so this stands for nothing else.
+    assert isinstance(value, _ExactNumber)
+    return {"\0": value.text}
+
+
+def _exact_integer(digits: str) -> int | _ExactNumber:
+    if len(digits) - digits.startswith("-") > MAX_INTEGER_DIGITS:
+        raise InvalidEvent(
+            InvalidCode.NUMBER_RANGE, f"`payload` has an integer of more than {MAX_INTEGER_DIGITS:,} digits."
+        )
+    value = int(digits)
+    if -(2**63) <= value < 2**64:
+        return value
+    return _ExactNumber(str(value))
+
+
+def _exact_float(digits: str) -> float | _ExactNumber:
+    value = float(digits)
+    if isinf(value):
+        raise InvalidEvent(InvalidCode.NUMBER_RANGE, "`payload` has a number beyond the range of a double.")
+    try:
+        exact = Decimal(digits)
+    except InvalidOperation:
+        raise InvalidEvent(
+            InvalidCode.NUMBER_RANGE, "`payload` has a number whose exponent is out of range."
+        ) from None
+    if exact == Decimal(repr(value)):
+        return value
+    # Not Decimal.normalize, which rounds to the precision of the context.
+    sign, coefficient, exponent = exact.as_tuple()
+    mantissa = "".join(map(str, coefficient))
+    stripped = mantissa.rstrip("0")
+    return _ExactNumber(f"{'-' * sign}{stripped}e{int(exponent) + len(mantissa) - len(stripped)}")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise InvalidEvent(InvalidCode.NUMBER_RANGE, f"`payload` has the non-finite number {name}.")
+
+
+def _check_text(value: Any) -> None:
+    """Raise for a NUL or a lone surrogate in any key or value."""
+    for text in _texts(value):
+        if "\0" in text:
+            raise InvalidEvent(
+                InvalidCode.UNSTORABLE_TEXT, "`payload` contains a NUL character (\\u0000) in a key or value."
+            )
+        if _SURROGATE.search(text):
+            raise InvalidEvent(
+                InvalidCode.UNSTORABLE_TEXT, "`payload` contains a lone surrogate (\\ud800 to \\udfff)."
+            )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, list):
+            pending.extend(item)
+        elif isinstance(item, dict):
+            yield from item
+            pending.extend(item.values())
+
+
+def _depth(raw: bytes) -> int:
+    """Deepest nesting of brackets outside strings, without recursion."""
+    depth = deepest = 0
+    for token in _TOKEN.finditer(raw):
+        first = raw[token.start()]
+        if first in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _split_array(body: bytes) -> list[bytes]:
+    """Split an array at its top-level commas, without recursion and without judging its elements.
+
+    Raises:
+        InvalidEvent: code `invalid_json`, if the brackets do not match or an element is missing.
+    """
+    pieces: list[bytes] = []
+    depth = 0
+    start = 1
+    for token in _TOKEN.finditer(body):
+        first = body[token.start()]
+        if first in b"[{":
+            depth += 1
+        elif first in b"]}":
+            depth -= 1
+            if depth == 0:
+                if body[token.end() :].strip():
+                    break
+                pieces.append(body[start : token.start()].strip(b" \t\r\n"))
+                if not all(pieces):
+                    break
+                return pieces
+        elif first == ord(",") and depth == 1:
+            pieces.append(body[start : token.start()].strip(b" \t\r\n"))
+            start = token.end()
+    raise InvalidEvent(
+        InvalidCode.INVALID_JSON, "The body is not valid JSON: its brackets or commas do not match."
+    )
+
+
+def _refuse(raw: bytes) -> NoReturn:
+    """Find the rule that the bytes of an event break, and say so."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
+    if _depth(raw) > MAX_DEPTH + 1:
+        raise InvalidEvent(InvalidCode.TOO_DEEP, f"The event is nested deeper than {MAX_DEPTH} levels.")
+    problem: list[InvalidEvent] = []
+
+    def number(parse: Callable[[str], object]) -> Callable[[str], object]:
+        # The whole event is parsed first, so that the error can name topic and event_id.
+        def checked(digits: str) -> object:
+            try:
+                return parse(digits)
+            except InvalidEvent as error:
+                problem.append(error)
+                return 0
+
+        return checked
+
+    try:
+        document = json.loads(
+            text,
+            parse_int=number(_exact_integer),
+            parse_float=number(_exact_float),
+            parse_constant=number(_refuse_constant),
+        )
+    except ValueError as error:
+        raise InvalidEvent(InvalidCode.INVALID_JSON, _not_json(error)) from None
+    if not isinstance(document, dict):
+        raise InvalidEvent(InvalidCode.SCHEMA, "An event must be a JSON object.")
+    topic, event_id = _readable_name(document.get("topic")), _readable_name(document.get("event_id"))
+    try:
+        _check_document(document)
+        if problem:
+            raise problem[0]
+    except InvalidEvent as error:
+        error.topic, error.event_id = topic, event_id
+        raise
+    raise InvalidEvent(
+        InvalidCode.INVALID_JSON, "The event is not valid JSON.", topic=topic, event_id=event_id
+    )
+
+
+def _check_document(document: dict[str, Any]) -> None:
+    unknown = document.keys() - set(_FIELDS)
+    if unknown:
+        raise InvalidEvent(
+            InvalidCode.SCHEMA,
+            f"The event has {len(unknown)} unknown field(s); allowed are {', '.join(_FIELDS)}."
+            " Put your own data into `payload`.",
+        )
+    for field in _FIELDS:
+        if field not in document:
+            raise InvalidEvent(InvalidCode.SCHEMA, f"`{field}` is missing.")
+        expected, words = (dict, "a JSON object") if field == "payload" else (str, "a string")
+        if not isinstance(document[field], expected):
+            raise InvalidEvent(InvalidCode.SCHEMA, f"`{field}` must be {words}.")
+        if expected is str and _SURROGATE.search(document[field]):
+            raise InvalidEvent(InvalidCode.UNSTORABLE_TEXT, f"`{field}` contains a lone surrogate.")
+    check_name("topic", document["topic"])
+    check_name("event_id", document["event_id"])
+    _check_source(document["source"])
+    parse_timestamp(document["timestamp"])
+    _check_text(document["payload"])
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"The bytes are not valid UTF-8 (at byte {error.start:,})."
+
+
+def _not_json(error: ValueError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"The text is not valid JSON (line {error.lineno:,}, column {error.colno:,}): {error.msg}."
+    return "The text is not valid JSON."

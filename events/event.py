@@ -1,0 +1,51 @@
+"""The event, its identity and its limits."""
+
+from __future__ import annotations
+
+import datetime as dt
+from hashlib import blake2b
+from typing import Final
+
+import msgspec
+
+MAX_NAME_BYTES: Final = 255
+"""Longest topic, event_id and source, in bytes of UTF-8."""
+MAX_DEPTH: Final = 64
+"""Deepest payload; the payload object itself is depth 1."""
+MAX_EVENT_BYTES: Final = 256 * 1024
+"""Largest event, in bytes of its JSON as sent."""
+MAX_INTEGER_DIGITS: Final = 1_000
+MIN_YEAR: Final = 1970
+MAX_YEAR: Final = 2100
+
+
+class Event(msgspec.Struct, frozen=True, gc=False):
+    """A valid event. Only `events.codec` makes these, so holding one means every rule was checked.
+
+    Attributes:
+        topic: the producer's topic (not the log topic).
+        event_id: unique within the topic.
+        timestamp: when it occurred, in UTC.
+        source: who says so.
+        payload: the JSON object's bytes exactly as sent.
+        key: 16 bytes; the identity `(topic, event_id)`.
+        content_hash: signed 64-bit; equal for equal content, whatever the key order or white space.
+    """
+
+    topic: str
+    event_id: str
+    timestamp: dt.datetime
+    source: str
+    payload: bytes
+    key: bytes
+    content_hash: int
+
+
+def log_key(topic: str, event_id: str) -> bytes:
+    """The key an event's record carries in the log. NUL cannot occur in either part."""
+    return f"{topic}\0{event_id}".encode()
+
+
+def identity(topic: str, event_id: str) -> bytes:
+    """The 16-byte identity under which an event is stored at most once."""
+    return blake2b(log_key(topic, event_id), digest_size=16).digest()
