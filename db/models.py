@@ -1,0 +1,177 @@
+"""The tables.
+
+Identity and content are kept apart: `event_keys` is narrow and never partitioned, so one small index decides
+whether an event is new, while `events` is partitioned by `stored_at` on Postgres, so retention drops whole
+partitions. A partition column inside the unique key would defeat deduplication.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from db.types import BigSerial, Identity16, RawJson, UtcTime
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+            "uq": "%(table_name)s_%(column_0_N_name)s_key",
+            "ck": "%(table_name)s_%(constraint_name)s_check",
+            "pk": "%(table_name)s_pkey",
+        }
+    )
+
+
+class EventKeyRow(Base):
+    """Which identities are stored, with what content, and where: the row that makes an event count once."""
+
+    __tablename__ = "event_keys"
+
+    key: Mapped[bytes] = mapped_column(Identity16, primary_key=True)
+    content_hash: Mapped[int] = mapped_column(BigInteger)
+    seq: Mapped[int] = mapped_column(BigInteger)
+    stored_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+
+
+class EventRow(Base):
+    """A stored event. `seq` orders events by storing; a later one can become visible before an earlier one."""
+
+    __tablename__ = "events"
+    __table_args__ = (
+        PrimaryKeyConstraint("seq", "stored_at"),
+        Index(None, "topic", "seq"),
+        {"postgresql_partition_by": "RANGE (stored_at)"},
+    )
+
+    seq: Mapped[int] = mapped_column(BigInteger, autoincrement=False)
+    stored_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    occurred_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    received_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    log_offset: Mapped[int] = mapped_column(BigInteger)
+    log_partition: Mapped[int] = mapped_column(Integer)
+    log_incarnation: Mapped[int] = mapped_column(Integer)
+    topic: Mapped[str] = mapped_column(Text)
+    event_id: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(Text)
+    payload: Mapped[str] = mapped_column(RawJson)
+
+
+class PartitionProgressRow(Base):
+    """How far each partition of the log has been given verdicts. The authoritative position, and the fence."""
+
+    __tablename__ = "partition_progress"
+    __table_args__ = (PrimaryKeyConstraint("log_topic", "partition"),)
+
+    log_topic: Mapped[str] = mapped_column(Text)
+    partition: Mapped[int] = mapped_column(Integer, autoincrement=False)
+    incarnation: Mapped[int] = mapped_column(Integer)
+    next_offset: Mapped[int] = mapped_column(BigInteger)
+    fingerprint: Mapped[int | None] = mapped_column(BigInteger)
+    owner: Mapped[str | None] = mapped_column(Text)
+    updated_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+
+
+class VerdictCountRow(Base):
+    """Exact counters. Kept per partition, so that workers never wait for each other's row; summed when read.
+
+    `topic` is the event's topic, or the empty string for records whose topic could not be read.
+    """
+
+    __tablename__ = "verdict_counts"
+    __table_args__ = (
+        PrimaryKeyConstraint("log_topic", "partition", "topic"),
+        CheckConstraint("received = stored + duplicate + conflict + dead_lettered", name="sum"),
+    )
+
+    log_topic: Mapped[str] = mapped_column(Text)
+    partition: Mapped[int] = mapped_column(Integer, autoincrement=False)
+    topic: Mapped[str] = mapped_column(Text)
+    received: Mapped[int] = mapped_column(BigInteger)
+    stored: Mapped[int] = mapped_column(BigInteger)
+    duplicate: Mapped[int] = mapped_column(BigInteger)
+    conflict: Mapped[int] = mapped_column(BigInteger)
+    dead_lettered: Mapped[int] = mapped_column(BigInteger)
+    first_stored_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    last_stored_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+
+
+class DeadLetterRow(Base):
+    """A record that is not stored as an event, with its original bytes: invalid, refused, or in conflict.
+
+    Everything that came from outside and was not validated is bytes: text could not hold all of it.
+
+    Attributes:
+        event_key: the identity, where topic and event_id are known.
+        record_headers: JSON, a list of [key, base64 value or null].
+        record_timestamp_ms: the log's own clock.
+        status: pending, replayed or discarded.
+    """
+
+    __tablename__ = "dead_letters"
+    __table_args__ = (
+        UniqueConstraint("log_topic", "log_partition", "log_incarnation", "log_offset"),
+        Index(None, "event_key"),
+    )
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    log_topic: Mapped[str] = mapped_column(Text)
+    log_partition: Mapped[int] = mapped_column(Integer)
+    log_incarnation: Mapped[int] = mapped_column(Integer)
+    log_offset: Mapped[int] = mapped_column(BigInteger)
+    reason: Mapped[str] = mapped_column(Text)
+    error: Mapped[str] = mapped_column(Text)
+    topic: Mapped[str | None] = mapped_column(Text)
+    event_id: Mapped[str | None] = mapped_column(Text)
+    event_key: Mapped[bytes | None] = mapped_column(Identity16)
+    record_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    record_value: Mapped[bytes | None] = mapped_column(LargeBinary)
+    record_headers: Mapped[bytes] = mapped_column(LargeBinary)
+    record_timestamp_ms: Mapped[int] = mapped_column(BigInteger)
+    received_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    status: Mapped[str] = mapped_column(Text)
+
+
+class LogGapRow(Base):
+    """Offsets that were never given a verdict because the log no longer held them. For an operator to see.
+
+    Attributes:
+        incarnation: the incarnation that began after the gap.
+        from_offset, to_offset: the missing range, end exclusive; to_offset is null where it cannot be known.
+        reason: truncated, expired or recreated.
+    """
+
+    __tablename__ = "log_gaps"
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    log_topic: Mapped[str] = mapped_column(Text)
+    partition: Mapped[int] = mapped_column(Integer)
+    incarnation: Mapped[int] = mapped_column(Integer)
+    from_offset: Mapped[int] = mapped_column(BigInteger)
+    to_offset: Mapped[int | None] = mapped_column(BigInteger)
+    reason: Mapped[str] = mapped_column(Text)
+    detected_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+
+
+class WorkerRow(Base):
+    """A worker that is, or was, alive. Workers refresh `heartbeat_at`; the row is removed by a clean stop."""
+
+    __tablename__ = "workers"
+
+    worker_id: Mapped[str] = mapped_column(Text, primary_key=True)
+    started_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    heartbeat_at: Mapped[dt.datetime] = mapped_column(UtcTime)
