@@ -1,0 +1,15 @@
+"""Fixtures of every suite; each comes from the support module that provides its server."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support import skips
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    lines = skips.summary()
+    if lines:
+        terminalreporter.section("Not available here, and therefore skipped")
+        for line in lines:
+            terminalreporter.write_line(line)
