@@ -1,0 +1,62 @@
+"""Records to events: what one poll returned, ready for the store."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from broker.ports import Headers, Record, UndecodableRecord
+from db.batch import Coordinates, InvalidRecord, ValidRecord
+from events.codec import decode_event, parse_timestamp
+from events.errors import InvalidCode, InvalidEvent
+from events.verdict import UNDECODABLE_REASON
+
+
+def decode_records(records: Iterable[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
+    """One decoded record for each record, in the same order. Never raises for what a record contains."""
+    return [_decode(record) for record in records]
+
+
+def _decode(record: Record | UndecodableRecord) -> ValidRecord | InvalidRecord:
+    if isinstance(record, UndecodableRecord):
+        at = Coordinates(record.partition, record.offset, -1, None, None, ())
+        return InvalidRecord(at, UNDECODABLE_REASON, record.error)
+    at = Coordinates(
+        record.partition,
+        record.offset,
+        record.timestamp_ms,
+        record.key,
+        record.value,
+        record.headers,
+        _received_at(record.headers),
+    )
+    if record.value is None:
+        return InvalidRecord(
+            at, InvalidCode.TOMBSTONE, "The record has no value; events are never deleted through the log."
+        )
+    try:
+        return ValidRecord(at, decode_event(record.value))
+    except InvalidEvent as error:
+        return InvalidRecord(at, error.code, error.message, error.topic, error.event_id)
+
+
+def _received_at(headers: Headers) -> dt.datetime | None:
+    """When the gateway took the event. A header that cannot be read is as good as none: it is not the event."""
+    for name, value in headers:
+        if name == "received_at" and value is not None:
+            try:
+                return parse_timestamp(value.decode())
+            except (InvalidEvent, UnicodeDecodeError):
+                return None
+    return None
+
+
+def fingerprint(record: Record | UndecodableRecord) -> int | None:
+    """A signed 64-bit hash that tells this record from any other at the same offset of a recreated topic."""
+    if isinstance(record, UndecodableRecord):
+        return None
+    digest = blake2b(b"%d %d " % (record.offset, record.timestamp_ms), digest_size=8)
+    for part in (record.key, record.value):
+        digest.update(b"-" if part is None else b"%d:%b" % (len(part), part))
+    return int.from_bytes(digest.digest(), signed=True)
