@@ -25,7 +25,7 @@ class LocalLogSettings(BaseModel):
     max_bytes: int | None = Field(
         default=None,
         gt=0,
-        description="The log is full (503 with Retry-After) above this many bytes; unset: the disk is the limit.",
+        description="The log counts as full above this many bytes; unset: no limit but the disk.",
     )
     retention_hours: float = Field(
         default=168,
@@ -180,7 +180,8 @@ class KafkaSettings(BaseModel):
         uses_sasl = self.security_protocol.startswith("SASL")
         if uses_sasl and (not self.sasl_username or self.sasl_password is None):
             raise ValueError(
-                f"security_protocol is {self.security_protocol}, so sasl_username and sasl_password have to be set."
+                f"security_protocol is {self.security_protocol}, so sasl_username and sasl_password"
+                " have to be set."
             )
         if not uses_sasl and (self.sasl_username is not None or self.sasl_password is not None):
             raise ValueError(

@@ -20,7 +20,8 @@ def unavailable(what: str, reason: str) -> NoReturn:
     """Skip the running test because `what` is missing; fail it where `what` is required.
 
     Args:
-        what: a name for `AGGREGATOR_TEST_REQUIRE`: kafka, postgres, kcat, confluent-kafka, docker, data, chromium.
+        what: a name for `AGGREGATOR_TEST_REQUIRE`: kafka, postgres, kcat, confluent-kafka, docker, data,
+            chromium.
         reason: a sentence that says why it is missing, and how to provide it.
     """
     if what in required():
