@@ -1,0 +1,1 @@
+"""What every process shares towards its operators and callers: logs, HTTP conventions, health, API pages."""

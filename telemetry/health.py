@@ -1,0 +1,79 @@
+"""The probes every role answers: alive (the process) and ready (to be sent work)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether work should be sent here.
+
+    Attributes:
+        ready: started and not draining.
+        status: one word for people: `ready`, `starting`, `draining`, ...
+        dependencies: name to what is known about it; shown with `?verbose`.
+    """
+
+    ready: bool
+    status: str
+    dependencies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Alive(BaseModel):
+    """The process runs."""
+
+    status: str = Field("ok", examples=["ok"])
+
+
+class ReadinessDocument(BaseModel):
+    """Whether work should be sent here, and what is known about the dependencies."""
+
+    status: str = Field(description="`ready`, `starting` or `draining`.", examples=["ready"])
+    dependencies: dict[str, dict[str, Any]] | None = Field(
+        None, description="Per dependency, with `?verbose`.", examples=[{"log": {"status": "ok"}}]
+    )
+
+
+def health_router(readiness: Callable[[], Readiness]) -> APIRouter:
+    """`/livez` and `/healthz` (the process only), `/readyz` (200 or 503; `?verbose` adds dependencies).
+
+    Args:
+        readiness: asked at every `/readyz`; has to answer from what is known, without waiting.
+    """
+    router = APIRouter(tags=["health"])
+
+    @router.get("/livez", summary="Is the process alive?", response_model=Alive)
+    @router.get("/healthz", summary="Is the process alive? (same as /livez)", response_model=Alive)
+    async def alive() -> Response:
+        return Response(b'{"status":"ok"}', media_type="application/json")
+
+    @router.get(
+        "/readyz",
+        summary="Should work be sent here?",
+        response_model=ReadinessDocument,
+        response_model_exclude_none=True,
+        responses={503: {"model": ReadinessDocument, "description": "Starting or draining"}},
+    )
+    async def ready(
+        verbose: Annotated[str | None, Query(description="Show dependencies; any value.")] = None,
+    ) -> Response:
+        answer = readiness()
+        document: dict[str, Any] = {"status": answer.status}
+        if verbose is not None:
+            document["dependencies"] = answer.dependencies
+        return Response(
+            orjson.dumps(document),
+            status_code=200 if answer.ready else 503,
+            media_type="application/json",
+            headers={"cache-control": "no-store"},
+        )
+
+    return router

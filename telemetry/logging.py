@@ -1,0 +1,147 @@
+"""Logs: structlog on standard error, JSON for machines and columns for people.
+
+Loggers come from `structlog.get_logger("name")`; the standard library's loggers (uvicorn, aiokafka,
+SQLAlchemy, alembic) come out through the same renderer with the same fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import MutableMapping
+from importlib.metadata import PackageNotFoundError, version
+from json import dumps as json_text
+from typing import Any, Final
+
+import orjson
+import structlog
+from structlog.typing import Processor, WrappedLogger
+
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+# These write a line per request, statement or fetch below this level; our own lines say the same, once.
+_QUIETER: Final = {
+    "aiokafka": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "httpx": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+    "uvicorn": logging.WARNING,
+}
+
+EventDict = MutableMapping[str, Any]
+
+
+def configure_logging(service: str, *, level: str = "info", json: bool | None = None) -> None:
+    """Send the logs of the whole process to standard error. Call it once, first thing in a process.
+
+    Args:
+        service: the value of `service.name`, such as `aggregator-gateway`.
+        level: `debug`, `info`, `warning`, `error` or `critical`. At debug the libraries speak up too.
+        json: one JSON object a line; by default exactly when standard error is not a terminal.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    threshold = _LEVELS.get(level.lower())
+    if threshold is None:
+        raise ValueError(f"There is no log level {level!r}; use one of {', '.join(_LEVELS)}.")
+    as_json = not sys.stderr.isatty() if json is None else json
+    common: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    rendering: list[Processor] = [_Columns(service, as_json=as_json)]
+    if as_json:
+        rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dump)]
+    else:
+        rendering += [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    structlog.configure(
+        processors=[*common, _add_logger_name, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=_StandardErrorLogger,
+        cache_logger_on_first_use=True,
+    )
+    foreign: list[Processor] = [
+        *common,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.ExtraAdder(allow=()),
+    ]
+    _redirect_standard_library(foreign, rendering, threshold)
+
+
+class _StandardErrorLogger:
+    """Writes lines to standard error, whatever that is at the moment."""
+
+    def __init__(self, name: str | None = None) -> None:
+        self.name = name
+
+    def msg(self, line: str) -> None:
+        # Whoever reads the log may go away; that must not fail the request being logged.
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(line + "\n")
+
+    debug = info = warning = error = critical = msg
+
+
+class _StandardErrorHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(self.format(record) + "\n")
+
+
+class _Columns:
+    """Puts the fields everyone looks for first, and adds what is the same on every line to the JSON form."""
+
+    def __init__(self, service: str, *, as_json: bool) -> None:
+        self._constant = {"service.name": service, "service.version": _version()} if as_json else {}
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+        first = {name: event.pop(name) for name in ("timestamp", "level", "event", "logger") if name in event}
+        return {**first, **self._constant, **event}
+
+
+def _add_logger_name(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    if logger.name is not None:
+        event["logger"] = logger.name
+    return event
+
+
+def _redirect_standard_library(foreign: list[Processor], rendering: list[Processor], threshold: int) -> None:
+    handler = _StandardErrorHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=foreign,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(threshold)
+    for name, level in _QUIETER.items():
+        logging.getLogger(name).setLevel(threshold if threshold <= logging.DEBUG else max(level, threshold))
+    # One line per request is ours (telemetry.http), with the fields that uvicorn's lacks.
+    access = logging.getLogger("uvicorn.access")
+    access.handlers[:] = []
+    access.propagate = False
+    logging.captureWarnings(True)
+
+
+def _dump(event: EventDict, **_: Any) -> str:
+    try:
+        return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except (TypeError, orjson.JSONEncodeError):
+        # Lone surrogates and integers beyond 64 bits; a line must never be what fails.
+        return json_text(event, default=str, skipkeys=True)
+
+
+def _version() -> str:
+    try:
+        return version("event-aggregator")
+    except PackageNotFoundError:
+        return "unknown"
