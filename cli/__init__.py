@@ -1,0 +1,1 @@
+"""The `aggregator` command: reads the configuration and puts every process together."""

@@ -1,0 +1,5 @@
+"""`python -m cli` is `aggregator`."""
+
+from cli.main import main
+
+main()

@@ -1,0 +1,87 @@
+"""The HTTP server of the processes: uvicorn, with our signals and our way of stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+
+from cli.process import StartFailure
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the process, and says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a listening address.
+
+    Raises:
+        StartFailure: the port is taken, or the address is not one of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise StartFailure(
+                f"port {port} on {host} is in use by another process; stop it, or choose another port"
+                " (`aggregator dev --port`, AGGREGATOR_INGEST__PORT, AGGREGATOR_ADMIN__PORT)."
+            ) from None
+        raise StartFailure(f"cannot listen on {host} port {port}: {error.strerror}.") from None
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(
+    app: FastAPI,
+    listener: socket.socket,
+    stop: asyncio.Event,
+    *,
+    on_listening: Callable[[], None],
+    on_stopping: Callable[[], None],
+    grace_seconds: float,
+) -> None:
+    """Serve until `stop` is set, then finish the requests in flight, at most `grace_seconds`.
+
+    `on_stopping` runs first, while the server still answers, so that readiness fails before the door closes.
+    """
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=max(1, round(grace_seconds)),
+        ),
+        on_listening,
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
+    stopping = asyncio.create_task(stop.wait(), name="wait for stop")
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    on_stopping()
+    server.should_exit = True
+    stopping.cancel()
+    await serving
