@@ -3,6 +3,7 @@
 StoreError              the base; the docstring is the default message
 ├── StoreUnavailable    wait and try again: outage, failover, deadlock, lock or statement timeout, anything unknown
 ├── SchemaMismatch      stop and alert: the schema is missing, older or newer than the code
+├── QueryTimedOut       a read took longer than it may: ask for less
 ├── RowsRejected        the database refuses what some row contains; `find_rejected` says which
 └── FenceLost           another worker has moved the position: nothing was written
 """
@@ -23,6 +24,10 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The database schema is not the one this version needs; run `aggregator db upgrade`."""
+
+
+class QueryTimedOut(StoreError):
+    """The query took too long and was stopped; narrow it and try again."""
 
 
 class RowsRejected(StoreError):
