@@ -16,7 +16,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from hashlib import blake2b
+from itertools import takewhile
 from math import isinf
 from typing import Any, Final, NoReturn
 
@@ -47,13 +49,14 @@ class _Envelope(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _FIELDS: Final = _Envelope.__struct_fields__
 _decode_envelope: Final = msgspec.json.Decoder(_Envelope).decode
 _decode_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_NOTHING: Final = msgspec.Raw(b"")
 
 _TIMESTAMP: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-# A number that binary64 or 64-bit integers may not hold exactly: 16 or more digits, or a three-digit exponent.
+# A number that binary64 or 64-bit integers may not hold exactly: 16 digits or more, or an exponent of three.
 _INEXACT_NUMBER: Final = re.compile(rb"[:\[,\s]-?(?:[0-9.]{16}|[0-9.]+[eE][+-]?[0-9]{3})")
 # Strings (closed or not) and structure; everything between two matches is a scalar or white space.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{},]', re.DOTALL)
@@ -103,10 +106,15 @@ def decode_event(raw: bytes) -> Event:
     )
 
 
-def split_events(body: bytes) -> list[bytes]:
+def split_events(body: bytes, limit: int | None = None) -> list[bytes]:
     """Split a request body, one event or an array of events, into the bytes of each event.
 
     The elements are not decoded: one that breaks a rule does not keep the others from being read.
+
+    Args:
+        body: at most what the caller is willing to hold several times.
+        limit: the most events the caller takes. More are not worth their memory: the result then ends with
+            the first one too many, and what follows it may not have been looked at.
 
     Raises:
         InvalidEvent: the body as a whole cannot be split; code `invalid_encoding`, `invalid_json`, or
@@ -132,10 +140,13 @@ def split_events(body: bytes) -> list[bytes]:
             InvalidCode.SCHEMA, "The body must be one event (an object) or an array of events."
         )
     try:
-        return [bytes(element) for element in _decode_array(stripped)]
+        if limit is None or stripped.count(b",") < limit:
+            return [bytes(element) for element in _decode_array(stripped)]
+        elements = msgspec.structs.astuple(_bounded_array(limit + 1)(stripped))
+        return [bytes(element) for element in takewhile(_NOTHING.__ne__, elements)]
     except (msgspec.DecodeError, RecursionError):
         # One element may hold what msgspec refuses to skip (a lone surrogate, NaN, deep nesting).
-        return _split_array(stripped)
+        return _split_array(stripped, limit)
 
 
 def check_name(field: str, value: str) -> None:
@@ -154,7 +165,9 @@ def check_name(field: str, value: str) -> None:
 
 
 def parse_timestamp(text: str) -> dt.datetime:
-    """Read an RFC 3339 timestamp with offset, year 1970 to 2100, into UTC. Digits beyond microseconds are cut.
+    """Read an RFC 3339 timestamp with offset, year 1970 to 2100, into UTC.
+
+    Digits beyond microseconds are cut.
 
     Raises:
         InvalidEvent: code `schema`.
@@ -329,8 +342,19 @@ def _depth(raw: bytes) -> int:
     return deepest
 
 
-def _split_array(body: bytes) -> list[bytes]:
+@cache
+def _bounded_array(length: int) -> Callable[[bytes], msgspec.Struct]:
+    """A decoder of the first elements of an array. The others are checked, but take no memory: an array of
+    ten million bytes can have five million elements."""
+    fields = [(f"_{index}", msgspec.Raw, _NOTHING) for index in range(length)]
+    array = msgspec.defstruct("Array", fields, array_like=True, gc=False)
+    return msgspec.json.Decoder(array).decode
+
+
+def _split_array(body: bytes, limit: int | None) -> list[bytes]:
     """Split an array at its top-level commas, without recursion and without judging its elements.
+
+    Ends after one element more than the limit.
 
     Raises:
         InvalidEvent: code `invalid_json`, if the brackets do not match or an element is missing.
@@ -354,6 +378,8 @@ def _split_array(body: bytes) -> list[bytes]:
         elif first == ord(",") and depth == 1:
             pieces.append(body[start : token.start()].strip(b" \t\r\n"))
             start = token.end()
+            if limit is not None and len(pieces) > limit and all(pieces):
+                return pieces
     raise InvalidEvent(
         InvalidCode.INVALID_JSON, "The body is not valid JSON: its brackets or commas do not match."
     )

@@ -1,0 +1,50 @@
+"""The gateway as an application of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+from ingest_api.gateway import Gateway
+from ingest_api.routes import publish_router
+from telemetry.api_page import install_api_page
+from telemetry.health import health_router
+from telemetry.http import install_problem_responses
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_gateway_app(gateway: Gateway, lifespan: Lifespan | None = None) -> FastAPI:
+    """`/publish`, the probes, `/docs` and `/openapi.json`.
+
+    Args:
+        lifespan: what surrounds the life of the application; by default `gateway_lifespan`.
+    """
+    app = FastAPI(
+        title="Event aggregator: gateway",
+        description="Takes events and answers once they are durable.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan or gateway_lifespan(gateway),
+    )
+    app.include_router(publish_router(gateway))
+    app.include_router(health_router(gateway.readiness))
+    install_api_page(app)
+    install_problem_responses(app)
+    return app
+
+
+def gateway_lifespan(gateway: Gateway) -> Lifespan:
+    """Starts the gateway before the first request, and stops it after the last."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    return lifespan

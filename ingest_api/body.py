@@ -1,0 +1,189 @@
+"""Reading request bodies within limits of size, time and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from ingest_api.refusal import Reason, Refused
+from ingest_api.settings import IngestSettings
+
+_PIECE_BYTES: Final = 1024 * 1024
+
+
+class InFlight:
+    """The bytes of request bodies held at this moment, bounded over all requests."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self.bytes = 0
+        self.requests = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @contextmanager
+    def request(self) -> Iterator[Reservation]:
+        """Account for one request; gives back all it reserved when it ends."""
+        reservation = Reservation(self)
+        self.requests += 1
+        self._idle.clear()
+        try:
+            yield reservation
+        finally:
+            self.bytes -= reservation.bytes
+            self.requests -= 1
+            if not self.requests:
+                self._idle.set()
+
+    def require(self, size: int) -> None:
+        """Raise Refused (`overloaded`) if that many more bytes do not fit now."""
+        if self.bytes + size > self._max_bytes:
+            raise Refused(
+                Reason.OVERLOADED,
+                "The gateway holds as many requests as it may at the moment. Nothing of this request was"
+                " accepted; send it again later.",
+            )
+
+    async def wait_idle(self) -> None:
+        """Return once no request is in flight."""
+        await self._idle.wait()
+
+
+class Reservation:
+    """What one request holds of the bytes in flight."""
+
+    def __init__(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+        self.bytes = 0
+
+    def require(self, size: int) -> None:
+        """Raise Refused (`overloaded`) if that many more bytes do not fit now, without reserving them."""
+        self._in_flight.require(size)
+
+    def add(self, size: int) -> None:
+        """Reserve bytes. Raises Refused (`overloaded`)."""
+        self._in_flight.require(size)
+        self._in_flight.bytes += size
+        self.bytes += size
+
+
+async def read_body(
+    receive: Receive, headers: Headers, reservation: Reservation, settings: IngestSettings
+) -> bytes:
+    """The request's body, decompressed where it was sent with gzip.
+
+    The limits hold while it is being read: no more than `max_body_bytes` are kept, whatever the client
+    declares, sends in chunks, or hides in compression.
+
+    Raises:
+        Refused: unsupported type or encoding, too large, too slow, or no room at the moment.
+        ClientDisconnect: nobody is left to answer.
+    """
+    _check_content_type(headers.get("content-type"))
+    unpack = _decoder(headers.get("content-encoding"), settings.max_body_bytes)
+    declared = headers.get("content-length", "0")
+    if declared.isdecimal():
+        # True of compressed bodies too: JSON never grows by compression.
+        if int(declared) > settings.max_body_bytes:
+            raise _too_large(settings.max_body_bytes)
+        reservation.require(int(declared))
+    pieces: list[bytes] = []
+    try:
+        async with asyncio.timeout(settings.read_timeout_s):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                more = message.get("more_body", False)
+                for piece in unpack.feed(message.get("body", b"")):
+                    if reservation.bytes + len(piece) > settings.max_body_bytes:
+                        raise _too_large(settings.max_body_bytes)
+                    reservation.add(len(piece))
+                    pieces.append(piece)
+    except TimeoutError:
+        raise Refused(
+            Reason.READ_TIMEOUT,
+            f"The request body did not arrive within {settings.read_timeout_s:g} seconds."
+            " Send fewer events per request.",
+        ) from None
+    unpack.finish()
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class _Identity:
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        if data:
+            yield data
+
+    def finish(self) -> None:
+        pass
+
+
+class _Gunzip:
+    """Unpacks gzip in pieces of bounded size, so that what is unpacked can be counted before it is kept."""
+
+    def __init__(self) -> None:
+        self._unpack = zlib.decompressobj(wbits=31)
+        self._fed = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        while data:
+            if self._unpack.eof:
+                # A gzip file may have several members, one after the other.
+                self._unpack = zlib.decompressobj(wbits=31)
+            self._fed = True
+            try:
+                piece = self._unpack.decompress(data, _PIECE_BYTES)
+            except zlib.error:
+                raise _broken_gzip() from None
+            data = self._unpack.unused_data if self._unpack.eof else self._unpack.unconsumed_tail
+            if piece:
+                yield piece
+
+    def finish(self) -> None:
+        if self._fed and not self._unpack.eof:
+            raise _broken_gzip()
+
+
+def _decoder(encoding: str | None, max_bytes: int) -> _Identity | _Gunzip:
+    name = (encoding or "identity").strip().lower()
+    if name == "identity":
+        return _Identity()
+    if name in {"gzip", "x-gzip"}:
+        return _Gunzip()
+    raise Refused(
+        Reason.UNSUPPORTED_CONTENT_ENCODING, "Send the body as it is or with content-encoding: gzip."
+    )
+
+
+def _check_content_type(value: str | None) -> None:
+    media_type, _, parameters = (value or "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise Refused(
+            Reason.UNSUPPORTED_CONTENT_TYPE,
+            "The body must be JSON and say so: add the header content-type: application/json"
+            " (curl: -H 'content-type: application/json').",
+        )
+    for parameter in parameters.split(";"):
+        name, _, charset = parameter.partition("=")
+        if name.strip().lower() == "charset" and charset.strip(' "').lower() not in {"utf-8", "utf8"}:
+            raise Refused(Reason.UNSUPPORTED_CONTENT_TYPE, "The body must be UTF-8, and so must its charset.")
+
+
+def _too_large(max_bytes: int) -> Refused:
+    return Refused(
+        Reason.BODY_TOO_LARGE,
+        f"The request body is larger than {max_bytes:,} bytes. Send fewer events per request.",
+    )
+
+
+def _broken_gzip() -> Refused:
+    return Refused(Reason.INVALID_ENCODING, "The body is not valid gzip, or is cut off.")

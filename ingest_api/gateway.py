@@ -1,0 +1,267 @@
+"""The gateway's use case: the bytes of a request to records the log has acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import random
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+import structlog
+
+from broker.errors import (
+    BrokerError,
+    LogFull,
+    LogUnavailable,
+    ProduceOutcomeUnknown,
+    RecordTooLarge,
+)
+from broker.ports import Headers, NewRecord, Producer
+from events.codec import decode_event, split_events
+from events.errors import InvalidCode, InvalidEvent
+from events.event import log_key
+from ingest_api.body import InFlight
+from ingest_api.refusal import EventError, Reason, Refused, Rejected
+from ingest_api.settings import IngestSettings
+from telemetry.health import Readiness
+
+EVENTS_PER_TURN: Final = 256
+"""Events decoded before other requests get a turn: a few milliseconds' worth."""
+OVERDUE_S: Final = 1.0
+"""Seconds past its deadline after which a producer that has not given up by itself is cancelled."""
+
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_RETRY_IS_SAFE: Final = "Send the whole request again with the same event ids; that is always safe."
+_WHOLE_BODY: Final = {
+    InvalidCode.INVALID_ENCODING: Reason.INVALID_ENCODING,
+    InvalidCode.INVALID_JSON: Reason.INVALID_JSON,
+}
+_LOGGER: Final = structlog.get_logger("gateway")
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The answer to a request of which at least one event was accepted.
+
+    Attributes:
+        accepted: events that are valid and durable in the log.
+        rejected: the others.
+    """
+
+    accepted: int
+    rejected: Rejected
+
+
+class _State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class Gateway:
+    """Takes request bodies and answers once the log has acknowledged every valid event in them.
+
+    Owns the producer between `start` and `stop`. Once started it stays ready while the log cannot be
+    reached: requests are refused with `log_unavailable` until it can.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        settings: IngestSettings,
+        *,
+        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        self.settings = settings
+        self.in_flight = InFlight(settings.max_in_flight_bytes)
+        self._producer = producer
+        self._now = now
+        self._state = _State.STARTING
+        self._connected = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._log_error: str | None = None
+
+    async def start(self) -> None:
+        """Start the producer and take requests; keeps trying in the background if the log is unreachable.
+
+        Raises:
+            TopicMissing, LogMisconfigured: an operator has to change something first.
+        """
+        try:
+            await self._producer.start()
+        except LogUnavailable as error:
+            self._log_failed(error)
+            self._connecting = asyncio.create_task(self._keep_connecting(), name="gateway-connect")
+        else:
+            self._connected = True
+        if self._state is _State.STARTING:
+            self._state = _State.READY
+
+    def begin_drain(self) -> None:
+        """Stop being ready and refuse new requests; those in flight go on. Idempotent."""
+        self._state = _State.DRAINING
+
+    async def stop(self) -> None:
+        """Drain, wait for the requests in flight (at most `shutdown_grace_s`), stop the producer."""
+        self.begin_drain()
+        try:
+            async with asyncio.timeout(self.settings.shutdown_grace_s):
+                await self.in_flight.wait_idle()
+        except TimeoutError:
+            _LOGGER.error("requests still in flight at stop", requests=self.in_flight.requests)
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+        await self._producer.stop()
+
+    def readiness(self) -> Readiness:
+        """Ready from `start` until `begin_drain`, whatever the log does; its state is in the detail."""
+        log: dict[str, object] = {"status": "ok" if self._log_error is None else "unavailable"}
+        if self._log_error is not None:
+            log["error"] = self._log_error
+        log["records_in_flight"] = self._producer.in_flight
+        requests = {
+            "status": "ok",
+            "in_flight": self.in_flight.requests,
+            "in_flight_bytes": self.in_flight.bytes,
+            "max_in_flight_bytes": self.settings.max_in_flight_bytes,
+        }
+        return Readiness(
+            ready=self._state is _State.READY,
+            status=self._state.value,
+            dependencies={"log": log, "requests": requests},
+        )
+
+    def require_ready(self) -> None:
+        """Raise Refused (`draining`) unless requests are taken."""
+        if self._state is not _State.READY:
+            raise Refused(
+                Reason.DRAINING, f"The gateway is {self._state.value} and takes no requests; send it again."
+            )
+
+    async def publish(self, body: bytes, *, traceparent: bytes | None = None) -> Accepted:
+        """Publish the events of a body: one event, or an array of them.
+
+        Returns only after the log has acknowledged every valid event. An invalid event does not keep the
+        others from being published.
+
+        Args:
+            traceparent: W3C trace context of the request; passed on if it is valid.
+
+        Raises:
+            Refused: with the reason; for all but the log's reasons nothing was published.
+        """
+        records, rejected = await self._decode(body, traceparent)
+        if not records:
+            raise _none_acceptable(rejected)
+        await self._append(records)
+        return Accepted(accepted=len(records), rejected=rejected)
+
+    async def _decode(self, body: bytes, traceparent: bytes | None) -> tuple[list[NewRecord], Rejected]:
+        limit = self.settings.max_events
+        try:
+            raw_events = split_events(body, limit)
+        except InvalidEvent as error:
+            raise Refused(_WHOLE_BODY.get(error.code, Reason.SCHEMA), error.message) from None
+        if len(raw_events) > limit:
+            raise Refused(
+                Reason.TOO_MANY_EVENTS,
+                f"The request has more than {limit:,} events. Send them in several requests.",
+            )
+        headers = self._headers(traceparent)
+        records: list[NewRecord] = []
+        rejected = Rejected()
+        for index, raw in enumerate(raw_events):
+            if index % EVENTS_PER_TURN == EVENTS_PER_TURN - 1:
+                await asyncio.sleep(0)
+            try:
+                event = decode_event(raw)
+            except InvalidEvent as error:
+                reason = _WHOLE_BODY.get(error.code)
+                if reason is not None:
+                    raise Refused(reason, f"Event {index:,}: {error.message}") from None
+                rejected.add(EventError(index, error.event_id, error.code, error.message))
+            else:
+                records.append(NewRecord(log_key(event.topic, event.event_id), raw, headers))
+        return records, rejected
+
+    def _headers(self, traceparent: bytes | None) -> Headers:
+        received_at = self._now().isoformat(timespec="microseconds").replace("+00:00", "Z")
+        headers: Headers = (("received_at", received_at.encode()), ("ingress", b"http"))
+        if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
+            return (*headers, ("traceparent", traceparent))
+        return headers
+
+    async def _append(self, records: list[NewRecord]) -> None:
+        timeout = self.settings.publish_timeout_s
+        try:
+            if not self._connected:
+                raise LogUnavailable
+            # The producer gives up by itself; the outer deadline is for one that does not.
+            async with asyncio.timeout(timeout + OVERDUE_S):
+                await self._producer.publish(records, timeout=timeout)
+        except RecordTooLarge as error:
+            raise Refused(
+                Reason.EVENT_TOO_LARGE,
+                "The log takes no record as large as one of these events; others may be in it already.",
+            ) from error
+        except (BrokerError, TimeoutError) as error:
+            self._log_failed(error)
+            raise _log_refused(error, timeout) from error
+        if self._log_error is not None:
+            self._log_error = None
+            _LOGGER.info("log available again")
+
+    def _log_failed(self, error: BrokerError | TimeoutError) -> None:
+        """Remember the trouble for `readiness`, and log it once until the log is back."""
+        if self._log_error is None:
+            _LOGGER.warning("log unavailable", **{"error.type": type(error).__name__}, error=str(error))
+        self._log_error = str(error) or "The log did not answer in time."
+
+    async def _keep_connecting(self) -> None:
+        delay = 0.25
+        while not self._connected:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(delay * 2, 5.0)
+            try:
+                await self._producer.start()
+            except BrokerError as error:
+                # Also where the topic turns out to be missing: it can still be created, and then all is well.
+                self._log_failed(error)
+            else:
+                self._connected = True
+
+
+def _none_acceptable(rejected: Rejected) -> Refused:
+    if not rejected.count:
+        return Refused(Reason.SCHEMA, "The array is empty; send at least one event.")
+    codes = {error.code for error in rejected.errors}
+    first = rejected.errors[0].message
+    if codes == {InvalidCode.TOO_LARGE}:
+        return Refused(Reason.EVENT_TOO_LARGE, first, rejected=rejected)
+    message = (
+        first if rejected.count == 1 else f"None of the {rejected.count:,} events is valid. First: {first}"
+    )
+    return Refused(Reason.NO_EVENT_ACCEPTABLE, message, rejected=rejected)
+
+
+def _log_refused(error: BrokerError | TimeoutError, timeout: float) -> Refused:
+    if isinstance(error, (ProduceOutcomeUnknown, TimeoutError)):
+        return Refused(
+            Reason.OUTCOME_UNKNOWN,
+            f"The log did not acknowledge within {timeout:g} seconds; some events may be in it."
+            f" {_RETRY_IS_SAFE}",
+        )
+    if isinstance(error, LogFull):
+        return Refused(
+            Reason.LOG_FULL, f"The log is full at the moment; some events may be in it. {_RETRY_IS_SAFE}"
+        )
+    return Refused(
+        Reason.LOG_UNAVAILABLE,
+        f"The log cannot be reached at the moment; some events may be in it. {_RETRY_IS_SAFE}",
+    )

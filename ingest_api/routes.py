@@ -1,0 +1,71 @@
+"""The gateway's HTTP routes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from ingest_api.body import read_body
+from ingest_api.gateway import Accepted, Gateway
+from ingest_api.publish_openapi import publish_operation
+from ingest_api.refusal import CLOSES_CONNECTION, STATUS, Refused, Rejected
+from telemetry.http import Problem
+
+
+def publish_router(gateway: Gateway) -> APIRouter:
+    """`POST /publish`."""
+    router = APIRouter(tags=["publish"])
+
+    @router.post("/publish", summary="Publish events", **publish_operation(gateway.settings))
+    async def publish(request: Request) -> Response:
+        try:
+            gateway.require_ready()
+            headers = request.headers
+            with gateway.in_flight.request() as reservation:
+                body = await read_body(request.receive, headers, reservation, gateway.settings)
+                traceparent = headers.get("traceparent")
+                answer = await gateway.publish(
+                    body, traceparent=traceparent.encode("latin-1") if traceparent else None
+                )
+        except Refused as refused:
+            raise _problem(refused, gateway.settings.retry_after_s) from refused.__cause__
+        return _answer(answer)
+
+    return router
+
+
+def _answer(answer: Accepted) -> Response:
+    count, rejected = answer.accepted, answer.rejected
+    if not rejected.count:
+        content = b'{"accepted":%d,"queued":%d,"rejected":0,"errors":null}' % (count, count)
+        return Response(content, media_type="application/json")
+    document = {"accepted": count, "queued": count, **_rejected(rejected)}
+    return Response(orjson.dumps(document), status_code=207, media_type="application/json")
+
+
+def _rejected(rejected: Rejected) -> dict[str, Any]:
+    members: dict[str, Any] = {
+        "rejected": rejected.count,
+        "errors": [
+            {"index": e.index, "event_id": e.event_id, "code": e.code, "message": e.message}
+            for e in rejected.errors
+        ],
+    }
+    if rejected.omitted:
+        members["errors_omitted"] = rejected.omitted
+    return members
+
+
+def _problem(refused: Refused, retry_after: float) -> Problem:
+    status = STATUS[refused.reason]
+    return Problem(
+        status,
+        refused.reason.value,
+        refused.message,
+        retry_after=retry_after if status == 503 else None,
+        headers={"connection": "close"} if refused.reason in CLOSES_CONNECTION else None,
+        extra=_rejected(refused.rejected) if refused.rejected is not None else None,
+    )
