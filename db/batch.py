@@ -15,7 +15,7 @@ class Coordinates(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         timestamp_ms: the log's own clock; any 64-bit value, -1 if absent.
-        received_at: when the gateway took it, from the record's `received_at` header; None for direct producers.
+        received_at: when the gateway took it, from the `received_at` header; None for direct producers.
     """
 
     partition: int

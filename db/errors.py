@@ -1,7 +1,7 @@
 """What can go wrong with the store.
 
 StoreError              the base; the docstring is the default message
-├── StoreUnavailable    wait and try again: outage, failover, deadlock, lock or statement timeout, anything unknown
+├── StoreUnavailable    wait and try again: outage, failover, deadlock, a timeout, anything unknown
 ├── SchemaMismatch      stop and alert: the schema is missing, older or newer than the code
 ├── QueryTimedOut       a read took longer than it may: ask for less
 ├── RowsRejected        the database refuses what some row contains; `find_rejected` says which

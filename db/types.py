@@ -14,12 +14,18 @@ from sqlalchemy.types import TypeEngine, UserDefinedType
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 
+
+def microseconds(moment: dt.datetime) -> int:
+    """Whole microseconds since 1970: a moment as SQLite keeps it."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
 BigSerial = BigInteger().with_variant(Integer, "sqlite")
 """A 64-bit key that SQLite, too, assigns by itself (it does so for INTEGER only)."""
 
 
 class Identity16(TypeDecorator[bytes]):
-    """Sixteen bytes. On Postgres a `uuid`: fixed width, so index entries are a quarter smaller than `bytea`."""
+    """Sixteen bytes. On Postgres a `uuid`: of fixed width, so index entries are a quarter smaller."""
 
     impl = LargeBinary(16)
     cache_ok = True
@@ -52,7 +58,7 @@ class UtcTime(TypeDecorator[dt.datetime]):
     def process_bind_param(self, value: dt.datetime | None, dialect: Dialect) -> Any:
         if value is None or dialect.name == "postgresql":
             return value
-        return (value - _EPOCH) // _MICROSECOND
+        return microseconds(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
         if isinstance(value, dt.datetime):

@@ -1,0 +1,78 @@
+"""The rows that keep records which are not stored as events."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from base64 import b64encode
+from typing import Any, Final
+
+from db.batch import Coordinates, InvalidRecord, ValidRecord
+from events.event import identity
+from events.verdict import CONFLICT_REASON
+
+PENDING: Final = "pending"
+_CONFLICT_ERROR: Final = (
+    "An event with the same topic and event_id but other content was stored before; the first one stays."
+)
+_MAX_ERROR_CHARACTERS: Final = 2_000
+
+
+def conflict_row(record: ValidRecord) -> dict[str, Any]:
+    """The row for the losing record of a conflict."""
+    event = record.event
+    return {
+        **_record(record.at),
+        "reason": CONFLICT_REASON,
+        "error": _CONFLICT_ERROR,
+        "topic": event.topic,
+        "event_id": event.event_id,
+        "event_key": event.key,
+    }
+
+
+def invalid_row(record: InvalidRecord) -> dict[str, Any]:
+    """The row for an invalid record. Whatever the record holds, the database can take this row."""
+    topic, event_id = _storable(record.topic), _storable(record.event_id)
+    return {
+        **_record(record.at),
+        "reason": record.reason,
+        "error": _without_unstorable(record.error)[:_MAX_ERROR_CHARACTERS],
+        "topic": topic,
+        "event_id": event_id,
+        "event_key": None if topic is None or event_id is None else identity(topic, event_id),
+    }
+
+
+def counted_topic(record: InvalidRecord) -> str:
+    """The topic under which an invalid record is counted; empty if it has none that can be stored."""
+    return _storable(record.topic) or ""
+
+
+def encode_headers(headers: tuple[tuple[str, bytes | None], ...]) -> bytes:
+    """Headers as ASCII JSON, a list of [key, base64 of the value or null]: order and repetition are kept."""
+    pairs = [[key, None if value is None else b64encode(value).decode()] for key, value in headers]
+    return json.dumps(pairs, separators=(",", ":")).encode()
+
+
+def _record(at: Coordinates) -> dict[str, Any]:
+    received_at: dt.datetime | None = at.received_at
+    return {
+        "log_partition": at.partition,
+        "log_offset": at.offset,
+        "record_key": at.key,
+        "record_value": at.value,
+        "record_headers": encode_headers(at.headers),
+        "record_timestamp_ms": at.timestamp_ms,
+        "received_at": received_at,
+        "status": PENDING,
+    }
+
+
+def _storable(text: str | None) -> str | None:
+    return text if text is not None and text == _without_unstorable(text) else None
+
+
+def _without_unstorable(text: str) -> str:
+    """The text without what Postgres cannot keep: NUL and lone surrogates."""
+    return text.replace("\0", "\ufffd").encode(errors="replace").decode()

@@ -1,0 +1,120 @@
+"""The schema's version: reading it, checking it, bringing it up to date.
+
+Reading and checking need one small query and no alembic, because every process does it at its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, Engine, inspect, text
+
+from db.engine import transaction
+from db.error_classes import translated
+from db.errors import SchemaMismatch
+
+REVISIONS: Final = ("0001",)
+"""Every revision this version knows, oldest first."""
+
+_VERSION_TABLE: Final = "alembic_version"
+_UPGRADE: Final = "`aggregator db upgrade`"
+_LOCK: Final = 0x6167677265676174
+"""Key of the advisory lock; the bytes spell "aggregat"."""
+_WAIT_FOR_OTHERS: Final = "120s"
+_WAIT_FOR_TABLES: Final = "15s"
+
+
+def head() -> str:
+    """The revision this version needs."""
+    return REVISIONS[-1]
+
+
+def current(engine: Engine) -> str | None:
+    """The revision the database is at; None without a schema.
+
+    Raises:
+        StoreUnavailable.
+    """
+    with transaction(engine) as connection:
+        if not inspect(connection).has_table(_VERSION_TABLE):
+            return None
+        found: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+        return found
+
+
+def check(engine: Engine) -> None:
+    """Return if the schema is the one this version needs.
+
+    Raises:
+        SchemaMismatch: missing, older or newer; the message says which, and what to do.
+        StoreUnavailable.
+    """
+    found, needed = current(engine), head()
+    if found == needed:
+        return
+    if found is None:
+        raise SchemaMismatch(
+            f"The database has no schema yet; this version needs revision {needed}. Run {_UPGRADE}."
+        )
+    if found in REVISIONS:
+        raise SchemaMismatch(
+            f"The database schema is at revision {found}, older than {needed}, which this version needs."
+            f" Run {_UPGRADE}."
+        )
+    raise SchemaMismatch(
+        f"The database schema is at revision {found}, which this version does not know; it needs {needed}."
+        " The database was upgraded by a newer version: install that one. A newer schema is not taken back."
+    )
+
+
+def upgrade(engine: Engine) -> None:
+    """Bring the schema up to date; nothing happens where it is. Any number of processes may do so at once.
+
+    Raises:
+        SchemaMismatch: the schema is newer than this version.
+        StoreUnavailable: also if a lock is not to be had for long; nothing was changed.
+    """
+    from alembic.config import Config
+
+    from alembic import command
+
+    found = current(engine)
+    if found is not None and found not in REVISIONS:
+        check(engine)
+    config = Config()
+    config.set_main_option("script_location", str(directory()))
+    with translated(), engine.connect() as connection, exclusively(connection):
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def exclusively(connection: Connection) -> Iterator[None]:
+    """Keep other migrations of this database out, until the connection is closed.
+
+    The connection is taken from its pool, and statements may take as long as they need. On SQLite there is
+    nothing to do: a transaction keeps every other writer out.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.detach()
+        _configure(connection, statement_timeout="0", idle_in_transaction_session_timeout="0")
+        _configure(connection, lock_timeout=_WAIT_FOR_OTHERS)
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        # Who waits for a table's lock makes everybody behind wait, so not for long.
+        _configure(connection, lock_timeout=_WAIT_FOR_TABLES)
+        connection.commit()
+    yield
+
+
+def directory() -> Path:
+    """Where the migrations are: in the installed package, or beside the packages in a checkout."""
+    installed = Path(__file__).parent / "_migrations"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "alembic"
+
+
+def _configure(connection: Connection, **values: str) -> None:
+    for name, value in values.items():
+        connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})

@@ -1,0 +1,82 @@
+"""Settings of the store."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+_POSTGRES_SCHEMES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
+_SQLITE_SCHEMES: Final = frozenset({"sqlite", "sqlite+pysqlite"})
+_URL_FORMS: Final = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:///PATH"
+
+
+class DatabaseSettings(BaseModel):
+    """How to reach the store, and how long to wait for it. Times are seconds."""
+
+    # A bad URL may hold a password, so errors must not repeat what was given.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    url: SecretStr = Field(description=f"Where the database is: {_URL_FORMS}.")
+    pool_size: int = Field(
+        default=5, ge=1, le=100, description="Most connections one process opens (Postgres)."
+    )
+    connect_timeout_s: int = Field(default=5, ge=2, le=60, description="Longest wait for a connection.")
+    lock_timeout_s: float = Field(default=5, gt=0, le=15, description="Longest wait for a lock.")
+    statement_timeout_s: float = Field(
+        default=10, gt=0, le=18, description="Longest time one statement may take (Postgres)."
+    )
+    transaction_timeout_s: float = Field(
+        default=15,
+        gt=0,
+        lt=20,
+        description="Longest time a whole transaction may take, commit included; then its connection"
+        " is cut (Postgres). Below 20, so that a worker never outlives its place in the consumer group.",
+    )
+    pool_recycle_s: int = Field(
+        default=1800, ge=10, description="Age at which a connection is replaced (Postgres)."
+    )
+    rejected_share: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="If the database refuses the content of more than this share of a batch, it is taken"
+        " for an outage: the worker waits, and nothing becomes a dead letter.",
+    )
+    rejected_always: int = Field(
+        default=10, ge=1, description="So many refused records of a batch never count as an outage."
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _normalised(cls, value: SecretStr) -> SecretStr:
+        return SecretStr(_normalise(value.get_secret_value()).render_as_string(hide_password=False))
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DatabaseSettings:
+        if not self.lock_timeout_s <= self.statement_timeout_s <= self.transaction_timeout_s:
+            raise ValueError(
+                "lock_timeout_s must not be above statement_timeout_s, nor that above transaction_timeout_s"
+            )
+        return self
+
+    @property
+    def sqlalchemy_url(self) -> URL:
+        """The URL as SQLAlchemy takes it, with our driver. Its repr hides the password."""
+        return make_url(self.url.get_secret_value())
+
+
+def _normalise(text: str) -> URL:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(f"the database URL cannot be read; it must be {_URL_FORMS}") from None
+    if url.drivername in _POSTGRES_SCHEMES:
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername not in _SQLITE_SCHEMES:
+        raise ValueError(f"the database must be Postgres or SQLite: {_URL_FORMS}")
+    if not url.database or url.database == ":memory:" or url.query:
+        raise ValueError("SQLite needs a file, without options: sqlite:///PATH")
+    return url.set(drivername="sqlite")
