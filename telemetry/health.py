@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from typing import Annotated, Any
 
 import orjson
@@ -36,17 +37,17 @@ class Alive(BaseModel):
 class ReadinessDocument(BaseModel):
     """Whether work should be sent here, and what is known about the dependencies."""
 
-    status: str = Field(description="`ready`, `starting` or `draining`.", examples=["ready"])
+    status: str = Field(description="`ready`, `not ready`, `starting` or `draining`.", examples=["ready"])
     dependencies: dict[str, dict[str, Any]] | None = Field(
         None, description="Per dependency, with `?verbose`.", examples=[{"log": {"status": "ok"}}]
     )
 
 
-def health_router(readiness: Callable[[], Readiness]) -> APIRouter:
+def health_router(readiness: Callable[[], Readiness | Awaitable[Readiness]]) -> APIRouter:
     """`/livez` and `/healthz` (the process only), `/readyz` (200 or 503; `?verbose` adds dependencies).
 
     Args:
-        readiness: asked at every `/readyz`; has to answer from what is known, without waiting.
+        readiness: asked at every `/readyz`; answers from what is known, or waits for a bounded time only.
     """
     router = APIRouter(tags=["health"])
 
@@ -65,7 +66,8 @@ def health_router(readiness: Callable[[], Readiness]) -> APIRouter:
     async def ready(
         verbose: Annotated[str | None, Query(description="Show dependencies; any value.")] = None,
     ) -> Response:
-        answer = readiness()
+        asked = readiness()
+        answer = await asked if isawaitable(asked) else asked
         document: dict[str, Any] = {"status": answer.status}
         if verbose is not None:
             document["dependencies"] = answer.dependencies

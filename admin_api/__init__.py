@@ -1,0 +1,1 @@
+"""The read side over HTTP: events, statistics and dead letters, for operators."""

@@ -1,0 +1,98 @@
+"""`/events`: pages, exports, one event."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Depends, Query
+from starlette.responses import Response, StreamingResponse
+
+from admin_api import schemas
+from admin_api.cursor import decode_number, encode_cursor
+from admin_api.event_path import identity_in_path
+from admin_api.parameters import EventFilterParameters, EventsParameters, Parameters
+from admin_api.route import READ_PROBLEMS, AdminRoute, json_answer
+from db.event_queries import EventQueries, EventsPage
+from telemetry.problem import Problem, problem_responses
+
+_LISTING = "events"
+_encode = msgspec.json.Encoder().encode
+
+
+def event_router(queries: EventQueries, *, export_chunk: int) -> APIRouter:
+    """The routes under `/events`.
+
+    Args:
+        export_chunk: most events an export holds at once.
+    """
+    router = APIRouter(tags=["events"], route_class=AdminRoute)
+
+    @router.get("/events", response_model=schemas.EventsPage, responses=READ_PROBLEMS)
+    def list_events(given: Annotated[EventsParameters, Query()]) -> Response:
+        """Stored events, newest (last stored) first.
+
+        Follow `next_cursor` until it is null to walk over all of them: the walk returns every event that was
+        stored when it began exactly once, whatever is stored meanwhile.
+        """
+        chosen = given.chosen()
+        before = None if given.cursor is None else decode_number(given.cursor, _LISTING, chosen)
+        page = queries.page(chosen, limit=given.limit, before=before, offset=given.offset or 0)
+        following = None if page.next_before is None else encode_cursor(_LISTING, chosen, page.next_before)
+        return json_answer({"events": page.events, "count": len(page.events), "next_cursor": following})
+
+    @router.get(
+        "/events/export",
+        response_class=StreamingResponse,
+        responses={
+            200: {
+                "description": "One event per line, each as in `GET /events`.",
+                "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+            },
+            **READ_PROBLEMS,
+        },
+    )
+    def export_events(given: Annotated[EventFilterParameters, Query()]) -> Response:
+        """All events of a filter as NDJSON, newest (last stored) first, streamed.
+
+        If something fails on the way, the connection is cut before the end of the response: what arrives
+        complete is complete.
+        """
+        pages = queries.pages(given.chosen(), chunk=export_chunk)
+        # Before the response starts, so that a database that is down still gives a problem document.
+        first = next(pages)
+        return StreamingResponse(map(ndjson, chain([first], pages)), media_type="application/x-ndjson")
+
+    @router.get(
+        "/events/{topic:path}/{event_id:path}",
+        response_model=schemas.EventWithStory,
+        responses={**READ_PROBLEMS, **problem_responses(404)},
+    )
+    def show_event(
+        identity: Annotated[tuple[str, str], Depends(identity_in_path)], _: Annotated[Parameters, Query()]
+    ) -> Response:
+        """One event and its story: the verdict of every record seen for it that is still known.
+
+        A topic or event_id with a slash is written with `%2F`. (For a part that is `.` or `..`, which HTTP
+        clients remove from paths, use `GET /events?topic=…&event_id=…`.)
+        """
+        story = queries.story(*identity)
+        if story is None:
+            raise Problem(404, "unknown_event", "No record with this topic and event_id is known.")
+        return json_answer(story)
+
+    return router
+
+
+def ndjson(page: EventsPage) -> bytes:
+    """A page with one event per line."""
+    return b"".join(map(_line, page.events))
+
+
+def _line(event: msgspec.Struct) -> bytes:
+    line: bytes = _encode(event)
+    if b"\n" in line or b"\r" in line:
+        # Only between the tokens of a payload that was sent on several lines; within strings it is escaped.
+        line = line.replace(b"\n", b" ").replace(b"\r", b" ")
+    return line + b"\n"

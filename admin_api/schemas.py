@@ -1,0 +1,241 @@
+"""The answers as the OpenAPI document describes them.
+
+Answers are written from the store's own types, without passing through these models: listings stay cheap, and
+payloads are copied as text. The tests read every answer back through them.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_MOMENT = "2026-01-31T12:00:00.123456Z"
+
+
+class _Schema(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LogPlace(_Schema):
+    """Where in the log a record was read."""
+
+    partition: int = Field(examples=[3])
+    offset: int = Field(examples=[1204])
+
+
+class RecordPlace(LogPlace):
+    """Where in the log a record was read, also across the log topic being recreated."""
+
+    incarnation: int = Field(
+        description="1, and one more each time the log topic was recreated.", examples=[1]
+    )
+
+
+class StoredEvent(_Schema):
+    """An event as it was stored."""
+
+    topic: str = Field(examples=["orders"])
+    event_id: str = Field(examples=["order-1"])
+    timestamp: dt.datetime = Field(description="When it occurred, in UTC.", examples=[_MOMENT])
+    source: str = Field(examples=["shop"])
+    payload: dict[str, Any] = Field(
+        description="The JSON object as it was sent: key order and digits are kept.",
+        examples=[{"total": 12.50}],
+    )
+    stored_at: dt.datetime = Field(examples=[_MOMENT])
+    log: LogPlace
+
+
+class _Page(_Schema):
+    count: int = Field(description="Entries in this page.", examples=[1])
+    next_cursor: str | None = Field(
+        description="Give this as `cursor` for the next page; null after the last one. A page can be shorter"
+        " than `limit` and yet not be the last."
+    )
+
+
+class EventsPage(_Page):
+    """Events, newest (last stored) first."""
+
+    events: list[StoredEvent]
+
+
+class StoryEntry(_Schema):
+    """A record seen for this identity, and its verdict."""
+
+    verdict: Literal["stored", "conflict", "dead_lettered"]
+    at: dt.datetime = Field(description="When the verdict was stored.", examples=[_MOMENT])
+    received_at: dt.datetime | None = Field(
+        description="When the gateway took it; null for direct producers, or if unknown."
+    )
+    log: RecordPlace | None = Field(description="Null where retention has removed the event.")
+    dead_letter_id: int | None = Field(
+        description="The dead letter that keeps the record, if it is not stored."
+    )
+    reason: str | None = Field(description="Why it is a dead letter.")
+    error: str | None = Field(description="The same as a sentence.")
+    status: str | None = Field(description="What has been done about the dead letter.")
+
+
+class EventWithStory(_Schema):
+    """An event and the verdict of every record of its identity that is still known.
+
+    Duplicates are counted, not kept: see `/topics`.
+    """
+
+    event: StoredEvent | None = Field(description="Null if it was never stored, or removed by retention.")
+    story: list[StoryEntry] = Field(description="In the order of the verdicts.")
+    story_complete: bool = Field(
+        description="False if there are too many dead letters; the oldest are left out."
+    )
+
+
+class _Counts(_Schema):
+    received: int = Field(
+        description="Records given a verdict: the sum of the four below.", examples=[40_684]
+    )
+    unique_processed: int = Field(description="Events stored.", examples=[33_903])
+    duplicate_dropped: int = Field(
+        description="Records with an identity and a content that are stored already.", examples=[6_781]
+    )
+    conflicting: int = Field(
+        description="Records with a stored identity but another content; kept as dead letters.", examples=[0]
+    )
+    dead_lettered: int = Field(
+        description="Records that are no valid event; kept as dead letters.", examples=[0]
+    )
+
+
+class Database(_Schema):
+    kind: Literal["postgresql", "sqlite"]
+    version: str = Field(examples=["15.18"])
+
+
+class Broker(_Schema):
+    """The log. Its trouble does not fail the request: what depends on it is null."""
+
+    status: Literal["ok", "unavailable", "topic_missing"]
+    log_topic: str = Field(examples=["events"])
+    partitions: int | None = Field(examples=[6])
+    detail: str | None = Field(description="A sentence, if the status is not `ok`.")
+
+
+class Stats(_Counts):
+    """The whole system in figures. Counts are exact and cumulative; they survive restarts."""
+
+    topics: list[str] = Field(description="Topics with stored events, in order; the first 1,000.")
+    topics_active: int = Field(description="How many topics have stored events.", examples=[1])
+    queue_depth: int | None = Field(
+        description="Records in the log not yet given a verdict; null if the log cannot be reached. At 0, the"
+        " counts hold every record that was in the log when this request began.",
+        examples=[0],
+    )
+    workers: int = Field(description="Workers that are alive.", examples=[1])
+    uptime_seconds: float = Field(description="Since this process started.", examples=[86_400.5])
+    database: Database
+    broker: Broker
+
+
+class TopicStats(_Counts):
+    topic: str | None = Field(
+        description="Null for records whose topic could not be read.", examples=["orders"]
+    )
+    first_stored_at: dt.datetime | None = Field(examples=[_MOMENT])
+    last_stored_at: dt.datetime | None = Field(examples=[_MOMENT])
+
+
+class TopicsPage(_Page):
+    """Topics in the order of their names."""
+
+    topics: list[TopicStats]
+
+
+class PartitionStats(_Schema):
+    partition: int
+    incarnation: int | None = Field(description="Null before the first verdict, as the next three.")
+    next_offset: int | None = Field(description="The next offset that will get a verdict.")
+    owner: str | None = Field(description="The worker that stored the last batch.")
+    last_commit: dt.datetime | None = Field(description="When it did.", examples=[_MOMENT])
+    beginning_offset: int | None = Field(
+        description="The first offset the log holds; null if the log cannot be reached, as the next two."
+    )
+    end_offset: int | None = Field(description="The next offset the log will assign.")
+    lag: int | None = Field(description="Records in the log not yet given a verdict.")
+
+
+class Partitions(_Schema):
+    """Every partition that has a position or is in the log."""
+
+    partitions: list[PartitionStats]
+    broker: Broker
+
+
+class Gap(_Schema):
+    """Offsets that never got a verdict, because the log no longer held them."""
+
+    id: int
+    log_topic: str
+    partition: int
+    incarnation: int = Field(description="The incarnation that began after the gap.")
+    from_offset: int
+    to_offset: int | None = Field(description="Exclusive; null where it cannot be known.")
+    reason: str = Field(examples=["expired"])
+    detected_at: dt.datetime
+
+
+class GapsPage(_Page):
+    """Gaps, newest first."""
+
+    gaps: list[Gap]
+
+
+class DeadLetterPlace(RecordPlace):
+    topic: str = Field(description="The log topic.", examples=["events"])
+
+
+class DeadLetterSummary(_Schema):
+    """A record that is not stored as an event."""
+
+    id: int
+    reason: str = Field(examples=["invalid_json"])
+    error: str = Field(examples=["The text is not valid JSON (line 1, column 2)."])
+    status: Literal["pending", "replayed", "discarded"]
+    topic: str | None = Field(description="The event's topic, where it could be read.")
+    event_id: str | None
+    log: DeadLetterPlace
+    received_at: dt.datetime | None
+    created_at: dt.datetime
+    value_bytes: int | None = Field(description="Size of the record's value; null for a record without one.")
+
+
+class DeadLettersPage(_Page):
+    """Dead letters without their bytes, newest first."""
+
+    dead_letters: list[DeadLetterSummary]
+
+
+class OriginalBytes(_Schema):
+    """Bytes as they are in the log."""
+
+    size: int
+    text: str | None = Field(description="Null where the bytes are not UTF-8.")
+    base64: str
+
+
+class Header(_Schema):
+    key: str
+    value: OriginalBytes | None
+
+
+class DeadLetter(DeadLetterSummary):
+    """A dead letter with the record's original bytes."""
+
+    record_timestamp_ms: int = Field(description="The log's own clock, as it was in the record.")
+    record_timestamp: dt.datetime | None = Field(
+        description="The same, where it is a moment of the calendar."
+    )
+    key: OriginalBytes | None
+    value: OriginalBytes | None
+    headers: list[Header] | None = Field(description="In their order; null if they cannot be read.")

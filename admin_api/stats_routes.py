@@ -1,0 +1,156 @@
+"""`/stats`, `/topics`, `/partitions`, `/gaps`: the system in figures."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from time import monotonic
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from admin_api import schemas
+from admin_api.cursor import decode_name, decode_number, encode_cursor
+from admin_api.log_view import LogState, LogView
+from admin_api.parameters import PageParameters, Parameters
+from admin_api.route import READ_PROBLEMS, AdminRoute, json_answer
+from broker.ports import PartitionOffsets
+from db.stats_queries import Counts, PartitionProgress, StatsQueries
+
+_TOPICS = "topics"
+_GAPS = "gaps"
+
+
+def utc_now() -> dt.datetime:
+    """The present moment."""
+    return dt.datetime.now(dt.UTC)
+
+
+def stats_router(
+    queries: StatsQueries,
+    log: LogView,
+    *,
+    worker_liveness: dt.timedelta,
+    now: Callable[[], dt.datetime] = utc_now,
+    elapsed: Callable[[], float] = monotonic,
+) -> APIRouter:
+    """The routes that count. The process's uptime begins with this call.
+
+    Args:
+        worker_liveness: how old the heartbeat of a living worker can be.
+        now, elapsed: the clocks; `elapsed` counts seconds and never goes back.
+    """
+    router = APIRouter(tags=["statistics"], route_class=AdminRoute)
+    started = elapsed()
+
+    @router.get("/stats", response_model=schemas.Stats, responses=READ_PROBLEMS)
+    async def show_stats(_: Annotated[Parameters, Query()]) -> Response:
+        """Counts, backlog and the state of the parts.
+
+        If the log cannot be reached, `queue_depth` is null and `broker` says why.
+        """
+        summary = await run_in_threadpool(queries.summary, alive_since=now() - worker_liveness)
+        # After the positions: then a depth of 0 means that the counts hold all of the log.
+        state = await log.state()
+        return json_answer(
+            {
+                **_count_fields(summary.counts),
+                "topics": summary.topics,
+                "topics_active": summary.topics_active,
+                "queue_depth": _queue_depth(state, summary.next_offsets),
+                "workers": summary.workers,
+                "uptime_seconds": round(elapsed() - started, 3),
+                "database": summary.database,
+                "broker": _broker(log, state),
+            }
+        )
+
+    @router.get("/topics", response_model=schemas.TopicsPage, responses=READ_PROBLEMS)
+    def list_topics(given: Annotated[PageParameters, Query()]) -> Response:
+        """Every topic's counts, in the order of their names; first, as null, the records without a topic."""
+        after = None if given.cursor is None else decode_name(given.cursor, _TOPICS, None)
+        found = queries.topics(limit=given.limit + 1, after=after)
+        shown = found[: given.limit]
+        following = encode_cursor(_TOPICS, None, shown[-1].topic or "") if len(found) > len(shown) else None
+        topics = [
+            {
+                "topic": one.topic,
+                **_count_fields(one.counts),
+                "first_stored_at": one.first_stored_at,
+                "last_stored_at": one.last_stored_at,
+            }
+            for one in shown
+        ]
+        return json_answer({"topics": topics, "count": len(topics), "next_cursor": following})
+
+    @router.get("/partitions", response_model=schemas.Partitions, responses=READ_PROBLEMS)
+    async def list_partitions(_: Annotated[Parameters, Query()]) -> Response:
+        """How far each partition of the log has been given verdicts."""
+        stored = {one.partition: one for one in await run_in_threadpool(queries.partitions)}
+        state = await log.state()
+        offsets = state.offsets or {}
+        partitions = [
+            _partition(number, stored.get(number), offsets.get(number))
+            for number in sorted(stored.keys() | offsets.keys())
+        ]
+        return json_answer({"partitions": partitions, "broker": _broker(log, state)})
+
+    @router.get("/gaps", response_model=schemas.GapsPage, responses=READ_PROBLEMS)
+    def list_gaps(given: Annotated[PageParameters, Query()]) -> Response:
+        """Offsets that never got a verdict, because the log was truncated, had expired or was recreated."""
+        before = None if given.cursor is None else decode_number(given.cursor, _GAPS, None)
+        found = queries.gaps(limit=given.limit + 1, before=before)
+        shown = found[: given.limit]
+        following = encode_cursor(_GAPS, None, shown[-1].id) if len(found) > len(shown) else None
+        return json_answer({"gaps": shown, "count": len(shown), "next_cursor": following})
+
+    return router
+
+
+def _count_fields(counts: Counts) -> dict[str, int]:
+    return {
+        "received": counts.received,
+        "unique_processed": counts.stored,
+        "duplicate_dropped": counts.duplicate,
+        "conflicting": counts.conflict,
+        "dead_lettered": counts.dead_lettered,
+    }
+
+
+def _broker(log: LogView, state: LogState) -> dict[str, Any]:
+    return {
+        "status": state.status,
+        "log_topic": log.log_topic,
+        "partitions": None if state.offsets is None else len(state.offsets),
+        "detail": state.detail,
+    }
+
+
+def _lag(held: PartitionOffsets, next_offset: int | None) -> int:
+    """Records without a verdict. What the log no longer holds does not wait for one; a position beyond the
+    end is that of a topic that was recreated, which the worker will find out."""
+    return max(0, held.end - max(held.beginning, next_offset or 0))
+
+
+def _queue_depth(state: LogState, next_offsets: Any) -> int | None:
+    if state.offsets is None:
+        return None
+    return sum(_lag(held, next_offsets.get(held.partition)) for held in state.offsets.values())
+
+
+def _partition(
+    number: int, stored: PartitionProgress | None, held: PartitionOffsets | None
+) -> dict[str, Any]:
+    next_offset = None if stored is None else stored.next_offset
+    return {
+        "partition": number,
+        "incarnation": None if stored is None else stored.incarnation,
+        "next_offset": next_offset,
+        "owner": None if stored is None else stored.owner,
+        "last_commit": None if stored is None else stored.updated_at,
+        "beginning_offset": None if held is None else held.beginning,
+        "end_offset": None if held is None else held.end,
+        "lag": None if held is None else _lag(held, next_offset),
+    }
