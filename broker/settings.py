@@ -98,6 +98,11 @@ class KafkaSettings(BaseModel):
     request_timeout_seconds: float = Field(
         default=60, gt=0, description="A request to a broker fails after this long without an answer."
     )
+    produce_timeout_seconds: float = Field(
+        default=30,
+        gt=0,
+        description="A batch that the brokers have not acknowledged by then is given up, not tried again.",
+    )
     session_timeout_seconds: float = Field(
         default=45, gt=0, description="A worker that is silent for this long loses its partitions."
     )
@@ -127,9 +132,9 @@ class KafkaSettings(BaseModel):
         description="Time for committing offsets; the position in the database is safe anyway.",
     )
     reconnect_after_seconds: float = Field(
-        default=30,
+        default=60,
         gt=0,
-        description="After this long without an answer from any broker, connect anew from bootstrap_servers.",
+        description="A consumer that no broker has answered for this long connects anew.",
     )
 
     @model_validator(mode="after")

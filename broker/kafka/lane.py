@@ -1,0 +1,140 @@
+"""What waits to be sent to a partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+
+from broker.ports import NewRecord
+
+
+class BatchBuilder(Protocol):
+    """aiokafka's builder of a record batch; `append` returns None when the record does not fit any more."""
+
+    def append(self, *, timestamp: int | None, key: bytes, value: bytes, headers: Any) -> object | None: ...
+
+
+class Publish:
+    """One call of `Producer.publish`: done when every record is durable, or when one of them failed."""
+
+    __slots__ = ("done", "shares", "unacknowledged")
+
+    def __init__(self, records: int, done: asyncio.Future[None]) -> None:
+        self.done = done
+        self.shares: list[tuple[Lane, Share]] = []
+        self.unacknowledged = records
+
+    def acknowledge(self, records: int) -> None:
+        self.unacknowledged -= records
+        if self.unacknowledged == 0 and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Share:
+    """The records of one publish for one partition. Those before `taken` are in a batch."""
+
+    __slots__ = ("publish", "records", "size", "sizes", "taken")
+
+    def __init__(self, publish: Publish) -> None:
+        self.publish = publish
+        self.records: list[NewRecord] = []
+        self.sizes: list[int] = []
+        self.size = 0
+        self.taken = 0
+
+    def append(self, record: NewRecord, size: int) -> None:
+        self.records.append(record)
+        self.sizes.append(size)
+        self.size += size
+
+
+class Batch:
+    """Records handed to the client together: slices of shares, in order."""
+
+    __slots__ = ("builder", "parts", "records", "size", "started")
+
+    def __init__(self, builder: Any, started: float) -> None:
+        self.builder = builder
+        self.started = started
+        self.parts: list[tuple[Share, int, int]] = []
+        self.records = 0
+        self.size = 0
+
+    def acknowledge(self) -> None:
+        for share, start, stop in self.parts:
+            share.publish.acknowledge(stop - start)
+
+    def fail(self, error: Exception) -> None:
+        for share, _, _ in self.parts:
+            share.publish.fail(error)
+
+
+class Lane:
+    """The records waiting for one partition, in the order of their publishes, and the batch being sent.
+
+    There is one batch at a time, so records of one partition never overtake each other; whatever arrives
+    meanwhile forms the next batch, which is why no time is spent waiting for batches to fill.
+    """
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.pending: deque[Share] = deque()
+        self.sending: Batch | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._most_records: int | None = None
+
+    def fill(self, builder: BatchBuilder, now: float) -> Batch:
+        """Move waiting records into a batch until it is full."""
+        batch = Batch(builder, now)
+        append = builder.append
+        while self.pending:
+            share = self.pending[0]
+            records = share.records
+            start = position = share.taken
+            end = len(records)
+            if self._most_records is not None:
+                end = min(end, start + self._most_records - batch.records)
+            while position < end:
+                record = records[position]
+                if append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
+                    break
+                position += 1
+            if position > start:
+                share.taken = position
+                batch.parts.append((share, start, position))
+                batch.records += position - start
+                batch.size += sum(share.sizes[start:position])
+            if position < len(records):
+                break
+            self.pending.popleft()
+        return batch
+
+    def split(self, batch: Batch) -> tuple[int, int]:
+        """Take back a batch that was too large for the broker; the next ones hold half as many records.
+
+        Returns:
+            Records and bytes that nobody waits for any more; they are not taken back.
+        """
+        self._most_records = max(1, batch.records // 2)
+        records = size = 0
+        for share, start, stop in reversed(batch.parts):
+            if share.publish.done.done():
+                records += stop - start
+                size += sum(share.sizes[start:stop])
+                continue
+            share.taken = start
+            if not self.pending or self.pending[0] is not share:
+                self.pending.appendleft(share)
+        return records, size
+
+    def withdraw(self, share: Share) -> tuple[int, int]:
+        """Remove what has not been handed to the client of a share; returns records and bytes removed."""
+        if share not in self.pending:
+            return 0, 0
+        self.pending.remove(share)
+        return len(share.records) - share.taken, sum(share.sizes[share.taken :])
