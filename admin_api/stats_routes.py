@@ -23,24 +23,18 @@ _TOPICS = "topics"
 _GAPS = "gaps"
 
 
-def utc_now() -> dt.datetime:
-    """The present moment."""
-    return dt.datetime.now(dt.UTC)
-
-
 def stats_router(
     queries: StatsQueries,
     log: LogView,
     *,
     worker_liveness: dt.timedelta,
-    now: Callable[[], dt.datetime] = utc_now,
     elapsed: Callable[[], float] = monotonic,
 ) -> APIRouter:
     """The routes that count. The process's uptime begins with this call.
 
     Args:
         worker_liveness: how old the heartbeat of a living worker can be.
-        now, elapsed: the clocks; `elapsed` counts seconds and never goes back.
+        elapsed: a clock in seconds that never goes back.
     """
     router = APIRouter(tags=["statistics"], route_class=AdminRoute)
     started = elapsed()
@@ -51,7 +45,7 @@ def stats_router(
 
         If the log cannot be reached, `queue_depth` is null and `broker` says why.
         """
-        summary = await run_in_threadpool(queries.summary, alive_since=now() - worker_liveness)
+        summary = await run_in_threadpool(queries.summary, worker_liveness=worker_liveness)
         # After the positions: then a depth of 0 means that the counts hold all of the log.
         state = await log.state()
         return json_answer(

@@ -196,7 +196,8 @@ class EventQueries:
             if limit > _FETCH_ROWS:
                 # A server-side cursor on Postgres: without one the driver holds the whole result.
                 connection.execution_options(yield_per=_FETCH_ROWS)
-            return self._collect(connection.execute(statement), limit)
+            with connection.execute(statement) as rows:
+                return self._collect(rows, limit)
 
     def _bounds(self) -> tuple[int | None, int | None]:
         """The highest and the lowest `seq`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -106,13 +106,26 @@ class StatsQueries:
     statement that takes longer than `timeout` seconds.
     """
 
-    def __init__(self, engine: Engine, log_topic: str, *, timeout: float) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        log_topic: str,
+        *,
+        timeout: float,
+        clock: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
+    ) -> None:
+        """
+        Args:
+            clock: the time on SQLite; Postgres' own clock, which stamps the heartbeats, is used there.
+        """
         self._engine = engine
         self._log_topic = log_topic
         self._timeout = timeout
+        self._clock = clock
 
-    def summary(self, *, alive_since: dt.datetime) -> Summary:
-        """The store in figures; a worker is alive if its last heartbeat is not before `alive_since`."""
+    def summary(self, *, worker_liveness: dt.timedelta) -> Summary:
+        """The store in figures; a worker is alive if its heartbeat is not older than `worker_liveness`."""
+        now = func.now() if self._engine.dialect.name == "postgresql" else self._clock()
         active = (
             select(VerdictCountRow.topic)
             .where(VerdictCountRow.topic != "")
@@ -134,7 +147,9 @@ class StatsQueries:
                 active.order_by(self._in_order(VerdictCountRow.topic)).limit(MAX_NAMED_TOPICS)
             ).scalars()
             workers = connection.execute(
-                select(func.count()).select_from(WorkerRow).where(WorkerRow.heartbeat_at >= alive_since)
+                select(func.count())
+                .select_from(WorkerRow)
+                .where(WorkerRow.heartbeat_at >= now - worker_liveness)
             ).scalar_one()
             return Summary(
                 counts=_counts(counts),

@@ -1,0 +1,303 @@
+"""What the read side promises about events, on both stores."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import threading
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, delete
+
+from db.engine import open_engine, transaction
+from db.errors import QueryTimedOut, SchemaMismatch
+from db.event_filter import EventFilter
+from db.event_queries import EventQueries, StoredEvent
+from db.models import EventRow
+from db.settings import DatabaseSettings
+from events.verdict import Verdict
+from tests.support.store_filler import START, StoreFiller, make_event
+
+MANY = 1_000
+UNBOUNDED = 10**9
+MINUTE = dt.timedelta(minutes=1)
+
+
+def open_store(url: str, *, read_only: bool = False) -> Engine:
+    settings = DatabaseSettings.model_validate({"url": url})
+    return open_engine(settings, application_name="test", read_only=read_only)
+
+
+@pytest.fixture
+def writer(store_url: str) -> Iterator[Engine]:
+    engine = open_store(store_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def reader(store_url: str) -> Iterator[Engine]:
+    engine = open_store(store_url, read_only=True)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def fill(writer: Engine) -> StoreFiller:
+    return StoreFiller(writer)
+
+
+@pytest.fixture
+def queries(reader: Engine) -> EventQueries:
+    return EventQueries(reader, timeout=10, max_page_bytes=UNBOUNDED)
+
+
+def ids(events: list[StoredEvent] | tuple[StoredEvent, ...]) -> list[str]:
+    return [event.event_id for event in events]
+
+
+def everything(queries: EventQueries, chosen: EventFilter | None = None) -> list[StoredEvent]:
+    return list(queries.page(chosen or EventFilter(), limit=MANY).events)
+
+
+def walk(queries: EventQueries, chosen: EventFilter, limit: int) -> Iterator[StoredEvent]:
+    before: int | None = None
+    while True:
+        page = queries.page(chosen, limit=limit, before=before)
+        yield from page.events
+        before = page.next_before
+        if before is None:
+            return
+
+
+def test_an_event_is_shown_as_it_was_stored(fill: StoreFiller, queries: EventQueries) -> None:
+    payload = '{ "z": 1.50, "a": ' + "9" * 1_000 + ', "emoji": "\\ud83d\\ude00 🦄", "z": 2 }'
+    began = dt.datetime.now(dt.UTC)
+    fill.events([make_event("first")], partition=3)
+    fill.events([make_event("second/ü", payload=payload)], partition=3)
+
+    newest, oldest = everything(queries)
+
+    assert (newest.event_id, oldest.event_id) == ("second/ü", "first")
+    assert bytes(newest.payload).decode() == payload
+    assert newest.timestamp == START
+    assert (newest.topic, newest.source) == ("orders", "shop")
+    assert (newest.log.partition, newest.log.offset) == (3, 1)
+    assert abs(newest.stored_at - began) < MINUTE
+
+
+def test_every_combination_of_filters_shows_exactly_the_events_that_match(
+    fill: StoreFiller, queries: EventQueries
+) -> None:
+    for batch in range(4):
+        fill.events(
+            make_event(
+                f"id-{number % 10}",
+                topic=f"topic-{number % 3}",
+                source=f"source-{number % 2}",
+                timestamp=START + number * MINUTE,
+            )
+            for number in range(batch * 15, batch * 15 + 15)
+        )
+    events = everything(queries)
+    moments = sorted({event.stored_at for event in events})
+    choices: dict[str, list[Any]] = {
+        "topic": [None, "topic-1", "nowhere"],
+        "source": [None, "source-1"],
+        "event_id": [None, "id-4"],
+        "since": [None, START + 20 * MINUTE],
+        "until": [None, START + 21 * MINUTE],
+        "stored_since": [None, moments[1]],
+        "stored_until": [None, moments[-1]],
+    }
+    for values in product(*choices.values()):
+        chosen = EventFilter(**dict(zip(choices, values, strict=True)))
+        expected = [event for event in events if matches(event, chosen)]
+        assert everything(queries, chosen) == expected, chosen
+        assert [event for page in queries.pages(chosen, chunk=7) for event in page.events] == expected, chosen
+
+
+def matches(event: StoredEvent, chosen: EventFilter) -> bool:
+    return (
+        (chosen.topic is None or event.topic == chosen.topic)
+        and (chosen.source is None or event.source == chosen.source)
+        and (chosen.event_id is None or event.event_id == chosen.event_id)
+        and (chosen.since is None or event.timestamp >= chosen.since)
+        and (chosen.until is None or event.timestamp < chosen.until)
+        and (chosen.stored_since is None or event.stored_at >= chosen.stored_since)
+        and (chosen.stored_until is None or event.stored_at < chosen.stored_until)
+    )
+
+
+def test_pages_end_exactly_where_the_events_end(fill: StoreFiller, queries: EventQueries) -> None:
+    assert queries.page(EventFilter(), limit=1).next_before is None
+    fill.events(make_event(str(number)) for number in range(6))
+    expected = [str(number) for number in reversed(range(6))]
+
+    for limit in (1, 2, 3, 5, 6, 7):
+        assert ids(list(walk(queries, EventFilter(), limit))) == expected
+    assert queries.page(EventFilter(), limit=6).next_before is None
+    assert ids(list(queries.page(EventFilter(), limit=2, offset=3).events)) == ["2", "1"]
+    assert queries.page(EventFilter(), limit=2, offset=6).events == []
+
+
+def test_a_walk_shows_every_event_stored_when_it_began_once_whatever_is_written_meanwhile(
+    writer: Engine, fill: StoreFiller, queries: EventQueries
+) -> None:
+    at_the_start = [make_event(f"old-{number}") for number in range(300)]
+    fill.events(at_the_start)
+    walked = threading.Event()
+    written = threading.Semaphore(0)
+    failures: list[BaseException] = []
+
+    def keep_writing() -> None:
+        try:
+            other = StoreFiller(writer)
+            number = 0
+            while not walked.is_set():
+                other.events([make_event(f"new-{number + n}") for n in range(20)], partition=1)
+                number += 20
+                written.release()
+        except BaseException as error:  # noqa: BLE001 - the test fails with it below
+            failures.append(error)
+            written.release()
+
+    thread = threading.Thread(target=keep_writing)
+    thread.start()
+    try:
+        seen = []
+        for number, event in enumerate(walk(queries, EventFilter(), 10)):
+            seen.append(event.event_id)
+            if number % 30 == 0:
+                # Something is written between one page and a later one, every time.
+                assert written.acquire(timeout=30)
+    finally:
+        walked.set()
+        thread.join()
+
+    assert not failures
+    assert len(seen) == len(set(seen))
+    assert {event.event_id for event in at_the_start} <= set(seen)
+
+
+def test_a_page_ends_early_before_its_payloads_exhaust_memory(fill: StoreFiller, reader: Engine) -> None:
+    queries = EventQueries(reader, timeout=10, max_page_bytes=1_000)
+    fill.events(make_event(str(number), payload={"text": "x" * 400}) for number in range(10))
+
+    assert len(queries.page(EventFilter(), limit=MANY).events) == 3
+    assert ids(list(walk(queries, EventFilter(), MANY))) == [str(number) for number in reversed(range(10))]
+
+
+def test_a_walk_for_rare_events_reads_the_table_in_bounded_stretches(
+    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill.events(
+        make_event(str(number), source="rare" if number % 40 == 0 else "usual") for number in range(200)
+    )
+    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 30)
+
+    pages = list(queries.pages(EventFilter(source="rare"), chunk=2))
+
+    assert [event.event_id for page in pages for event in page.events] == ["160", "120", "80", "40", "0"]
+    assert len(pages) >= 200 // 30
+
+
+def test_a_story_tells_every_verdict_that_is_known(fill: StoreFiller, queries: EventQueries) -> None:
+    fill.events([make_event("e", payload={"n": 1})])
+    fill.events([make_event("e", payload={"n": 1}), make_event("e", payload={"n": 2})])
+    fill.invalid(b"{", reason="too_large", topic="orders", event_id="e")
+    fill.events([make_event("other")])
+
+    told = queries.story("orders", "e")
+
+    assert told is not None
+    assert told.event is not None
+    assert bytes(told.event.payload) == b'{"n": 1}'
+    assert [(one.verdict, one.reason, one.log and one.log.offset) for one in told.story] == [
+        (Verdict.STORED, None, 0),
+        (Verdict.CONFLICT, "conflicting_duplicate", 2),
+        (Verdict.DEAD_LETTERED, "too_large", 3),
+    ]
+    assert told.story_complete
+    assert queries.story("orders", "unheard of") is None
+
+
+def test_a_story_survives_the_event_itself(fill: StoreFiller, writer: Engine, queries: EventQueries) -> None:
+    fill.events([make_event("e")])
+    with transaction(writer) as connection:
+        connection.execute(delete(EventRow))
+
+    told = queries.story("orders", "e")
+
+    assert told is not None
+    assert told.event is None
+    assert [(one.verdict, one.log) for one in told.story] == [(Verdict.STORED, None)]
+
+
+def test_a_story_of_too_many_dead_letters_keeps_the_newest(
+    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.event_queries.MAX_STORY_ENTRIES", 3)
+    for number in range(5):
+        fill.events([make_event("e", payload={"n": number})])
+
+    told = queries.story("orders", "e")
+
+    assert told is not None
+    assert [one.log and one.log.offset for one in told.story] == [0, 2, 3, 4]
+    assert not told.story_complete
+
+
+def test_a_query_that_takes_too_long_is_stopped_and_says_so(
+    fill: StoreFiller, writer: Engine, reader: Engine
+) -> None:
+    fill.events(make_event(str(number)) for number in range(5_000))
+    impatient = EventQueries(reader, timeout=0.05 if on_postgres(reader) else 1e-9, max_page_bytes=UNBOUNDED)
+    with writer.begin() as connection:
+        if on_postgres(writer):
+            connection.exec_driver_sql("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(QueryTimedOut):
+            impatient.page(EventFilter(source="nobody"), limit=1)
+
+    patient = EventQueries(reader, timeout=10, max_page_bytes=UNBOUNDED)
+    assert patient.page(EventFilter(source="nobody"), limit=1).events == []
+
+
+def test_a_database_without_our_tables_is_a_wrong_schema(empty_store: str) -> None:
+    engine = open_store(empty_store)
+    try:
+        with pytest.raises(SchemaMismatch):
+            EventQueries(engine, timeout=10, max_page_bytes=UNBOUNDED).page(EventFilter(), limit=1)
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_store(request: pytest.FixtureRequest) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('tmp_path')}/empty.db"
+    url: str = request.getfixturevalue("empty_postgres_url")
+    return url
+
+
+def test_reading_cannot_write(reader: Engine, fill: StoreFiller) -> None:
+    fill.events([make_event("e")])
+    with pytest.raises(Exception, match=r"read-?only"), transaction(reader) as connection:
+        connection.execute(delete(EventRow))
+
+
+def on_postgres(engine: Engine) -> bool:
+    return engine.dialect.name == "postgresql"
+
+
+def test_payloads_are_valid_json_wherever_they_come_from(fill: StoreFiller, queries: EventQueries) -> None:
+    texts = ['{"deep": ' + "[" * 60 + "]" * 60 + "}", '{"literal": "\\\\u0000"}', '{\r\n\t"a" :\n1e-400 }']
+    fill.events(make_event(str(number), payload=text) for number, text in enumerate(texts))
+
+    shown = [bytes(event.payload).decode() for event in reversed(everything(queries))]
+
+    assert shown == texts
+    assert all(isinstance(json.loads(text), dict) for text in shown)
