@@ -10,7 +10,6 @@ from typing import Final
 
 from aiokafka import errors as kafka_errors
 from aiokafka.errors import KafkaError
-from aiokafka.structs import ConsumerRecord
 
 from broker.errors import BrokerError, CommitFailed, LogUnavailable, OffsetOutOfRange
 from broker.kafka.client import describe, fetch_offsets, fetch_topic, retried, translate, translated
@@ -244,7 +243,7 @@ class KafkaConsumer:
             return [], None
         taken: list[Record | UndecodableRecord]
         try:
-            taken = [_record(record) for record in await membership.take(partition, room)]
+            taken = list(await membership.take(partition, room))
         except kafka_errors.OffsetOutOfRangeError as error:
             raise OffsetOutOfRange(partition, position) from error
         except Exception as error:  # the decoders of the client raise anything at all for bad bytes
@@ -277,14 +276,3 @@ class KafkaConsumer:
                 )
         self._positions[partition] = after
         return taken, after
-
-
-def _record(record: ConsumerRecord) -> Record:
-    return Record(
-        partition=record.partition,
-        offset=record.offset,
-        timestamp_ms=-1 if record.timestamp is None else record.timestamp,
-        key=record.key,
-        value=record.value,
-        headers=record.headers,
-    )

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
 
-from broker.ports import NewRecord
+from broker.ports import Headers, NewRecord
+
+RECORD_FRAME_BYTES: Final = 64
+"""More than the framing of a record, and a part of its batch's, takes."""
+_HEADER_FRAME_BYTES: Final = 10
 
 
 class BatchBuilder(Protocol):
@@ -38,19 +43,18 @@ class Publish:
 class Share:
     """The records of one publish for one partition. Those before `taken` are in a batch."""
 
-    __slots__ = ("publish", "records", "size", "sizes", "taken")
+    __slots__ = ("publish", "records", "size", "taken")
 
     def __init__(self, publish: Publish) -> None:
         self.publish = publish
         self.records: list[NewRecord] = []
-        self.sizes: list[int] = []
         self.size = 0
         self.taken = 0
 
-    def append(self, record: NewRecord, size: int) -> None:
-        self.records.append(record)
-        self.sizes.append(size)
-        self.size += size
+    def size_of(self, start: int, stop: int) -> int:
+        if start == 0 and stop == len(self.records):
+            return self.size
+        return sum(map(record_size, self.records[start:stop]))
 
 
 class Batch:
@@ -88,10 +92,11 @@ class Lane:
         self.task: asyncio.Task[None] | None = None
         self._most_records: int | None = None
 
-    def fill(self, builder: BatchBuilder, now: float) -> Batch:
+    def fill(self, batch: Batch) -> None:
         """Move waiting records into a batch until it is full."""
-        batch = Batch(builder, now)
-        append = builder.append
+        append = batch.builder.append
+        headers: Headers = ()
+        header_list: list[tuple[str, bytes | None]] = []
         while self.pending:
             share = self.pending[0]
             records = share.records
@@ -101,18 +106,21 @@ class Lane:
                 end = min(end, start + self._most_records - batch.records)
             while position < end:
                 record = records[position]
-                if append(timestamp=None, key=record.key, value=record.value, headers=record.headers) is None:
+                if record.headers is not headers:
+                    # The records of a publish mostly share their headers; the client wants a list.
+                    headers = record.headers
+                    header_list = list(headers)
+                if append(timestamp=None, key=record.key, value=record.value, headers=header_list) is None:
                     break
                 position += 1
             if position > start:
                 share.taken = position
                 batch.parts.append((share, start, position))
                 batch.records += position - start
-                batch.size += sum(share.sizes[start:position])
+                batch.size += share.size_of(start, position)
             if position < len(records):
                 break
             self.pending.popleft()
-        return batch
 
     def split(self, batch: Batch) -> tuple[int, int]:
         """Take back a batch that was too large for the broker; the next ones hold half as many records.
@@ -125,7 +133,7 @@ class Lane:
         for share, start, stop in reversed(batch.parts):
             if share.publish.done.done():
                 records += stop - start
-                size += sum(share.sizes[start:stop])
+                size += share.size_of(start, stop)
                 continue
             share.taken = start
             if not self.pending or self.pending[0] is not share:
@@ -137,4 +145,13 @@ class Lane:
         if share not in self.pending:
             return 0, 0
         self.pending.remove(share)
-        return len(share.records) - share.taken, sum(share.sizes[share.taken :])
+        return len(share.records) - share.taken, share.size_of(share.taken, len(share.records))
+
+
+def record_size(record: NewRecord) -> int:
+    """Bytes the record takes in a batch before compression, rounded up."""
+    return RECORD_FRAME_BYTES + len(record.key) + len(record.value) + headers_size(record.headers)
+
+
+def headers_size(headers: Iterable[tuple[str, bytes | None]]) -> int:
+    return sum(_HEADER_FRAME_BYTES + len(name.encode()) + len(value or b"") for name, value in headers)

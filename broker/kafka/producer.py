@@ -20,17 +20,14 @@ from broker.errors import (
     RecordTooLarge,
 )
 from broker.kafka.client import describe, translate
-from broker.kafka.lane import Batch, Lane, Publish, Share
+from broker.kafka.lane import RECORD_FRAME_BYTES, Batch, Lane, Publish, Share, headers_size
 from broker.kafka.session import Session, SessionLost
 from broker.partitioner import partition_for
-from broker.ports import NewRecord
+from broker.ports import Headers, NewRecord
 from broker.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
 
-_RECORD_FRAME_BYTES: Final = 64
-"""More than the framing of a record and of its batch take."""
-_HEADER_FRAME_BYTES: Final = 10
 _WATCH_INTERVAL: Final = 1.0
 _WEDGED_AFTER: Final = 10.0
 """Seconds beyond the client's own deadline after which it is taken to be stuck for good."""
@@ -131,21 +128,26 @@ class KafkaProducer:
         largest = self._settings.max_batch_bytes
         shares: dict[int, Share] = {}
         total = 0
+        headers: Headers = ()
+        frame = RECORD_FRAME_BYTES
         for record in records:
-            size = _RECORD_FRAME_BYTES + len(record.key) + len(record.value)
-            for name, value in record.headers:
-                size += _HEADER_FRAME_BYTES + 4 * len(name) + (len(value) if value else 0)
+            key = record.key
+            if record.headers is not headers:
+                headers = record.headers
+                frame = RECORD_FRAME_BYTES + headers_size(headers)
+            size = frame + len(key) + len(record.value)
             if size > largest:
                 raise RecordTooLarge(
                     f"A record of {size:,} bytes is more than the log takes"
                     f" ({largest:,} bytes, max_batch_bytes)."
                 )
             total += size
-            partition = partition_for(record.key, partitions)
+            partition = partition_for(key, partitions)
             share = shares.get(partition)
             if share is None:
                 share = shares[partition] = Share(publish)
-            share.append(record, size)
+            share.records.append(record)
+            share.size += size
         publish.shares = [(self._lane(partition), share) for partition, share in shares.items()]
         return total
 
@@ -174,16 +176,19 @@ class KafkaProducer:
                 session = self._session
                 if session is None:
                     continue
-                batch = lane.fill(session.create_batch(), time.monotonic())
-                if batch.records:
-                    await self._send(session, lane, batch)
+                await self._send(session, lane)
         finally:
             lane.task = None
 
-    async def _send(self, session: Session, lane: Lane, batch: Batch) -> None:
+    async def _send(self, session: Session, lane: Lane) -> None:
+        batch = Batch(session.create_batch(), time.monotonic())
+        records = size = 0
         lane.sending = batch
-        records, size = batch.records, batch.size
         try:
+            lane.fill(batch)
+            records, size = batch.records, batch.size
+            if not records:
+                return
             await session.send(batch.builder, lane.partition)
             batch.acknowledge()
         except _TOO_LARGE as error:
@@ -199,7 +204,11 @@ class KafkaProducer:
         except KafkaError as error:
             batch.fail(self._failure(error))
         except BaseException:
-            batch.fail(LogUnavailable("The producer failed; some records may be in the log."))
+            records, size = batch.records, batch.size
+            failure = LogUnavailable("The producer failed; some records may be in the log.")
+            batch.fail(failure)
+            for share in lane.pending:
+                share.publish.fail(failure)
             raise
         finally:
             lane.sending = None
