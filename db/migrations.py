@@ -5,6 +5,7 @@ Reading and checking need one small query and no alembic, because every process 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ _LOCK: Final = 0x6167677265676174
 """Key of the advisory lock; the bytes spell "aggregat"."""
 _WAIT_FOR_OTHERS: Final = "120s"
 _WAIT_FOR_TABLES: Final = "15s"
+# Alembic keeps the migration that is running in the globals of its modules.
+_one_at_a_time: Final = threading.Lock()
 
 
 def head() -> str:
@@ -86,7 +89,7 @@ def upgrade(engine: Engine) -> None:
         check(engine)
     config = Config()
     config.set_main_option("script_location", str(directory()))
-    with translated(), engine.connect() as connection, exclusively(connection):
+    with _one_at_a_time, translated(), engine.connect() as connection, exclusively(connection):
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 

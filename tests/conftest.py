@@ -5,6 +5,25 @@ from __future__ import annotations
 import pytest
 
 from tests.support import skips
+from tests.support.postgres import (
+    empty_postgres_url,
+    postgres_server,
+    postgres_template,
+    postgres_url,
+    sqlite_template,
+    sqlite_url,
+    store_url,
+)
+
+__all__ = [
+    "empty_postgres_url",
+    "postgres_server",
+    "postgres_template",
+    "postgres_url",
+    "sqlite_template",
+    "sqlite_url",
+    "store_url",
+]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
