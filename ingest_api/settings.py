@@ -26,6 +26,12 @@ class IngestSettings(BaseModel):
     read_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its request body.")
     publish_timeout_s: float = Field(10.0, gt=0, description="Seconds the log has to acknowledge.")
     retry_after_s: float = Field(1.0, gt=0, description="Seconds a refused client is asked to wait (503).")
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between failing readiness and closing the port when the gateway is stopped, for"
+        " load balancers to notice.",
+    )
     shutdown_grace_s: float = Field(
         22.0, gt=0, description="Seconds that requests in flight have to finish when the gateway is stopped."
     )

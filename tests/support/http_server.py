@@ -1,4 +1,4 @@
-"""A real uvicorn server on a free port of the loopback interface, in the loop of the test."""
+"""The real HTTP server on a free port of the loopback interface, in the loop of the test."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI
+
+from telemetry.server import HttpServer
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RunningServer:
 
     host: str
     port: int
-    server: uvicorn.Server
+    server: HttpServer
 
     @property
     def url(self) -> str:
@@ -28,22 +29,27 @@ class RunningServer:
 
 
 @contextlib.asynccontextmanager
-async def running_server(app: FastAPI, *, grace_s: int = 5) -> AsyncIterator[RunningServer]:
+async def running_server(
+    app: FastAPI,
+    *,
+    shutdown_grace_s: float = 5.0,
+    drain_delay_s: float = 0.0,
+    header_timeout_s: float = 10.0,
+    on_drain: Callable[[], None] = lambda: None,
+) -> AsyncIterator[RunningServer]:
     """Serve the application until the block is left, with its lifespan."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
+    server = HttpServer(
         app,
-        http="httptools",
-        loop="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=grace_s,
+        host="127.0.0.1",
+        port=0,
+        shutdown_grace_s=shutdown_grace_s,
+        drain_delay_s=drain_delay_s,
+        header_timeout_s=header_timeout_s,
+        on_drain=on_drain,
     )
-    server = uvicorn.Server(config)
-    # Not `serve`, which would take over the signals of the test process.
-    task = asyncio.create_task(server._serve([listener]), name="test-http-server")
+    task = asyncio.create_task(server.serve([listener]), name="test-http-server")
     try:
         async with asyncio.timeout(10):
             while not server.started:
