@@ -193,7 +193,7 @@ class EventStore:
                     row.log_topic == self._log_topic, row.partition.in_(list(partitions))
                 )
             )
-            return dict(found.tuples().all())
+            return dict(found.all())
 
     def begin_incarnation(
         self, previous: Position, next_offset: int, *, gap_from: int, gap_to: int | None, reason: str
