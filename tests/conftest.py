@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support import skips
+from tests.support.kafka import kafka_bootstrap, kafka_process, kafka_topic
 from tests.support.postgres import (
     empty_postgres_url,
     postgres_server,
@@ -17,6 +18,9 @@ from tests.support.postgres import (
 
 __all__ = [
     "empty_postgres_url",
+    "kafka_bootstrap",
+    "kafka_process",
+    "kafka_topic",
     "postgres_server",
     "postgres_template",
     "postgres_url",

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from typing import Any, Final, TypeVar
 
 from aiokafka import errors as kafka_errors
@@ -295,27 +295,13 @@ async def send_any(client: LogClient, request: Any, *, controller: bool = False)
     raise error
 
 
-async def check_sizes(client: LogClient, settings: KafkaSettings) -> None:
-    """Raise LogMisconfigured where our size limits and the topic's contradict each other; KafkaError."""
+async def topic_batch_limit(client: LogClient, settings: KafkaSettings) -> int | None:
+    """Bytes of the largest batch the topic takes; None if we may not know. Raises KafkaError."""
     try:
         found = await fetch_topic_settings(client, settings.topic, ["max.message.bytes"])
     except kafka_errors.TopicAuthorizationFailedError:
         _log.warning(
             "not allowed to read the settings of topic %s; its size limit is unchecked", settings.topic
         )
-        return
-    _compare_sizes(found, settings)
-
-
-def _compare_sizes(found: Mapping[str, str], settings: KafkaSettings) -> None:
-    limit = int(found["max.message.bytes"])
-    if limit < settings.max_batch_bytes:
-        raise LogMisconfigured(
-            f"Topic {settings.topic!r} takes batches of {limit:,} bytes (max.message.bytes), but"
-            f" max_batch_bytes is {settings.max_batch_bytes:,}; raise the first or lower the second."
-        )
-    if limit > settings.max_partition_fetch_bytes:
-        raise LogMisconfigured(
-            f"Topic {settings.topic!r} takes batches of {limit:,} bytes (max.message.bytes), more than"
-            f" max_partition_fetch_bytes ({settings.max_partition_fetch_bytes:,}); raise the second."
-        )
+        return None
+    return int(found["max.message.bytes"])

@@ -14,13 +14,14 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.fetch import FetchRequest
 
+from broker.errors import LogMisconfigured
 from broker.kafka.client import (
     adopt,
-    check_sizes,
     connection_options,
     fetch_topic,
     milliseconds,
     retried,
+    topic_batch_limit,
     translated,
 )
 from broker.kafka.salvage import salvage
@@ -75,7 +76,12 @@ class Membership:
         async with translated(settings, settings.start_timeout_seconds):
             await self._consumer.start()
             await retried(lambda: fetch_topic(self._client, settings))
-            await retried(lambda: check_sizes(self._client, settings))
+            limit = await retried(lambda: topic_batch_limit(self._client, settings))
+        if limit is not None and limit > settings.max_partition_fetch_bytes:
+            raise LogMisconfigured(
+                f"Topic {settings.topic!r} takes batches of {limit:,} bytes (max.message.bytes), more than"
+                f" max_partition_fetch_bytes ({settings.max_partition_fetch_bytes:,}); raise the second."
+            )
         self._consumer.subscribe([self._topic], listener=self._listener)
 
     @property

@@ -69,7 +69,7 @@ class KafkaProducer:
 
     async def start(self) -> None:
         """Connect. Raises LogUnavailable, TopicMissing, LogMisconfigured, within `start_timeout_seconds`."""
-        await self._open()
+        await self._open(check_limit=True)
         self._watch = asyncio.create_task(self._keep_connected(), name="kafka-producer-watch")
 
     async def stop(self) -> None:
@@ -241,10 +241,10 @@ class KafkaProducer:
         for share in list(lane.pending):
             share.publish.fail(LogUnavailable("The producer was stopped before the log took the records."))
 
-    async def _open(self) -> None:
+    async def _open(self, *, check_limit: bool) -> None:
         session = Session(self._settings)
         try:
-            await session.open()
+            await session.open(check_limit=check_limit)
         except BaseException:
             await session.close(0)
             raise
@@ -278,7 +278,8 @@ class KafkaProducer:
         pause = _FIRST_PAUSE
         while self._session is None:
             try:
-                await self._open()
+                # A limit that was lowered meanwhile is no reason to stop; batches are split where needed.
+                await self._open(check_limit=False)
             except BrokerError as error:
                 _log.warning("the Kafka producer cannot connect: %s", error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))

@@ -10,7 +10,8 @@ from typing import Any, Final
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed, UnknownTopicOrPartitionError
 
-from broker.kafka.client import adopt, check_sizes, connection_options, fetch_topic, retried, translated
+from broker.errors import LogMisconfigured
+from broker.kafka.client import adopt, connection_options, fetch_topic, retried, topic_batch_limit, translated
 from broker.kafka.lane import BatchBuilder
 from broker.settings import KafkaSettings
 
@@ -46,8 +47,8 @@ class Session:
         adopt(self._client, settings.topic)
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def open(self) -> None:
-        """Connect, find the topic and compare its limits with ours; bounded in time.
+    async def open(self, *, check_limit: bool) -> None:
+        """Connect, find the topic and compare its limit with ours; bounded in time.
 
         Raises LogUnavailable, TopicMissing, LogMisconfigured.
         """
@@ -55,9 +56,14 @@ class Session:
         async with translated(settings, settings.start_timeout_seconds):
             await self._producer.start()
             await retried(lambda: fetch_topic(self._client, settings))
-            await retried(lambda: check_sizes(self._client, settings))
+            limit = await retried(lambda: topic_batch_limit(self._client, settings))
             while self.partitions() is None:
                 await self._client.force_metadata_update()
+        if check_limit and limit is not None and limit < settings.max_batch_bytes:
+            raise LogMisconfigured(
+                f"Topic {settings.topic!r} takes batches of {limit:,} bytes (max.message.bytes), but"
+                f" max_batch_bytes is {settings.max_batch_bytes:,}; raise the first or lower the second."
+            )
 
     def partitions(self) -> int | None:
         """Number of partitions, as last seen; None if the topic was not there."""

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,8 +44,13 @@ def kafka_bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def kafka_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
-    """One node that the tests of a module may kill, freeze and restart; they leave it running."""
-    with _process(tmp_path_factory.mktemp("kafka-process"), "kafka-process", nodes=1) as cluster:
+    """One node that the tests of a module may kill, freeze and restart; they leave it running.
+
+    It creates topics for whoever asks, which our clients must not do.
+    """
+    settings = {"auto.create.topics.enable": "true"}
+    directory = tmp_path_factory.mktemp("kafka-process")
+    with _process(directory, "kafka-process", nodes=1, settings=settings) as cluster:
         yield cluster
 
 
@@ -112,8 +117,10 @@ def _redpanda() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _process(directory: Path, what: str, *, nodes: int) -> Iterator[KafkaCluster]:
-    cluster = KafkaCluster(directory, nodes=nodes)
+def _process(
+    directory: Path, what: str, *, nodes: int, settings: Mapping[str, str] | None = None
+) -> Iterator[KafkaCluster]:
+    cluster = KafkaCluster(directory, nodes=nodes, settings=settings)
     try:
         cluster.start()
     except KafkaMissing as error:

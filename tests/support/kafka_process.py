@@ -143,12 +143,18 @@ class KafkaBroker:
         }
 
     def start(self, *, timeout: float = 60) -> None:
-        """Start and wait until the node answers clients. Raises KafkaMissing with the end of its log."""
+        """Start and wait until the node answers clients. Raises KafkaMissing with the end of its log.
+
+        In a coroutine call `spawn`, then `wait` in a thread.
+        """
         self.spawn()
         self.wait(timeout=timeout)
 
     def spawn(self) -> None:
-        """Start without waiting; a cluster's first nodes only answer once there is a majority."""
+        """Start without waiting; a cluster's first nodes only answer once there is a majority.
+
+        Not for threads that end before the tests do: the system ends the node with the thread that started it.
+        """
         classpath = f"{kafka_jars()}/*"
         file = self.directory / "server.properties"
         log4j = self.directory / "log4j2.properties"
@@ -206,6 +212,14 @@ class KafkaBroker:
     def resume(self) -> None:
         """SIGCONT."""
         self._signal(signal.SIGCONT)
+
+    def revive(self) -> None:
+        """Let the node run, whatever was done to it before."""
+        if self._process is None:
+            self.start()
+        else:
+            self.resume()
+            self.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None, "the broker is not running"
