@@ -87,7 +87,7 @@ class ProcessServer:
     """
 
     def __init__(self, binaries: Path) -> None:
-        self._binaries = binaries
+        self.binaries = binaries
         self._user = _unprivileged_user()
         self._directory = Path(tempfile.mkdtemp(prefix="aggregator-postgres-"))
         self._data = self._directory / "data"
@@ -126,7 +126,7 @@ class ProcessServer:
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._binaries / "postgres"), "-D", str(self._data), *settings],
+                [str(self.binaries / "postgres"), "-D", str(self._data), *settings],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from db.engine import open_engine
+from db.engine import open_engine, transaction
+from db.errors import StoreUnavailable
 from db.settings import DatabaseSettings
 
 SECRET = "s3cr3t-w0rd"
@@ -75,9 +76,6 @@ def test_every_setting_is_described() -> None:
 
 
 def test_a_missing_directory_is_reported_as_such(tmp_path: Path) -> None:
-    from db.engine import transaction
-    from db.errors import StoreUnavailable
-
     engine = open_engine(settings(f"sqlite:///{tmp_path}/missing/store.db"), application_name="test")
     with pytest.raises(StoreUnavailable, match="unable to open database file"), transaction(engine):
         pass
