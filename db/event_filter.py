@@ -36,10 +36,9 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         return self.event_id is None and any(value is not None for value in filtered)
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """What a row of `events` must fulfil, apart from its event_id, which has no index of its own."""
+        """What a row of `events` must fulfil, apart from topic and event_id: how to find these is for the query
+        to say."""
         found: list[ColumnElement[bool]] = []
-        if self.topic is not None:
-            found.append(EventRow.topic == self.topic)
         if self.source is not None:
             found.append(EventRow.source == self.source)
         if self.since is not None:

@@ -12,23 +12,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete
 
-from db.engine import open_engine, transaction
+from db.engine import transaction
 from db.errors import QueryTimedOut, SchemaMismatch
 from db.event_filter import EventFilter
 from db.event_queries import EventQueries, StoredEvent
 from db.models import EventRow
-from db.settings import DatabaseSettings
 from events.verdict import Verdict
-from tests.support.store_filler import START, StoreFiller, make_event
+from tests.support.store_filler import START, StoreFiller, make_event, open_store
 
 MANY = 1_000
 UNBOUNDED = 10**9
 MINUTE = dt.timedelta(minutes=1)
-
-
-def open_store(url: str, *, read_only: bool = False) -> Engine:
-    settings = DatabaseSettings.model_validate({"url": url})
-    return open_engine(settings, application_name="test", read_only=read_only)
 
 
 @pytest.fixture
@@ -169,8 +163,8 @@ def test_a_walk_shows_every_event_stored_when_it_began_once_whatever_is_written_
     thread.start()
     try:
         seen = []
-        for number, event in enumerate(walk(queries, EventFilter(), 10)):
-            seen.append(event.event_id)
+        for number, one in enumerate(walk(queries, EventFilter(), 10)):
+            seen.append(one.event_id)
             if number % 30 == 0:
                 # Something is written between one page and a later one, every time.
                 assert written.acquire(timeout=30)

@@ -10,11 +10,19 @@ from typing import Any
 from sqlalchemy import Engine
 
 from db.batch import Advance, Batch, Coordinates, InvalidRecord, Position, ValidRecord, WriteResult
+from db.engine import open_engine
 from db.event_store import EventStore
+from db.settings import DatabaseSettings
 from events.codec import decode_event
 from events.event import Event, log_key
 
 START = dt.datetime(2026, 1, 31, 12, 0, 0, 250_000, tzinfo=dt.UTC)
+
+
+def open_store(url: str, *, read_only: bool = False) -> Engine:
+    """An engine for a test's database; the caller disposes of it."""
+    settings = DatabaseSettings.model_validate({"url": url})
+    return open_engine(settings, application_name="test", read_only=read_only)
 
 
 def make_event(

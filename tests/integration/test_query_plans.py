@@ -1,0 +1,96 @@
+"""How Postgres reads a large store: by index, and only the partitions that matter."""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from db.engine import transaction
+from db.event_filter import EventFilter
+from db.event_queries import EventQueries
+from events.event import identity
+from tests.support.store_filler import open_store
+
+
+@pytest.mark.postgres
+def test_on_postgres_listings_and_single_events_are_read_by_index(postgres_url: str) -> None:
+    engine = open_store(postgres_url)
+    try:
+        load_days(engine, days=5, events_per_day=4_000)
+        queries = EventQueries(engine, timeout=10, max_page_bytes=10**9)
+        newest = queries.page(EventFilter(), limit=1).events[0]
+        last_day = EventFilter(stored_since=newest.stored_at - dt.timedelta(minutes=30))
+        plans = {
+            "all": plan_of(engine, lambda: queries.page(EventFilter(), limit=100)),
+            "deep": plan_of(engine, lambda: queries.page(EventFilter(), limit=100, before=9_000)),
+            "topic": plan_of(engine, lambda: queries.page(EventFilter(topic="topic-3"), limit=100)),
+            "no such topic": plan_of(engine, lambda: queries.page(EventFilter(topic="nowhere"), limit=100)),
+            "one day": plan_of(engine, lambda: queries.page(last_day, limit=100)),
+            "story": plan_of(engine, lambda: queries.story(newest.topic, newest.event_id)),
+        }
+    finally:
+        engine.dispose()
+
+    for name, plan in plans.items():
+        # The default partition is empty, and read in whatever way.
+        assert "Seq Scan on events_day" not in plan, f"{name}:\n{plan}"
+        assert "Bitmap" not in plan, f"{name}:\n{plan}"
+    assert all("Merge Append" in plans[name] for name in ("all", "deep", "topic"))
+    # The primary key would do as well, but has to read every event of the table for a topic that has none.
+    for name in ("topic", "no such topic"):
+        assert plans[name].count("_topic_seq_idx on events_day") == 5, plans[name]
+    assert plans["one day"].count("on events_day") == 1, plans["one day"]
+    assert plans["story"].count("on events_day") == 1, plans["story"]
+
+
+def load_days(engine: Engine, *, days: int, events_per_day: int) -> None:
+    """Fill one partition per day with events of 20 topics; only the newest event has its real key."""
+    begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    with transaction(engine) as connection:
+        for day in range(days):
+            since, until = (begin + dt.timedelta(days=day + n) for n in (0, 1))
+            connection.exec_driver_sql(
+                f"CREATE TABLE events_day_{day} PARTITION OF events"
+                f" FOR VALUES FROM ('{since}') TO ('{until}')"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO events SELECT nextval('event_seq'), %(since)s + n * interval '1 s', now(),"
+                " NULL, n, 0, 1, 'topic-' || n %% 20, 'id-' || n, 'source', '{}'"
+                " FROM generate_series(1, %(count)s) n",
+                {"since": since, "count": events_per_day},
+            )
+        connection.exec_driver_sql(
+            "INSERT INTO event_keys SELECT md5(seq::text)::uuid, 0, seq, stored_at FROM events"
+        )
+        key = identity(f"topic-{events_per_day % 20}", f"id-{events_per_day}")
+        connection.exec_driver_sql(
+            "UPDATE event_keys SET key = %(key)s WHERE seq = (SELECT max(seq) FROM events)",
+            {"key": uuid.UUID(bytes=key)},
+        )
+        connection.exec_driver_sql("ANALYZE")
+
+
+def plan_of(engine: Engine, read: Callable[[], object]) -> str:
+    """The plans of every statement that reads events or keys."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_c: object, _u: object, statement: str, parameters: Any, _x: object, _m: bool) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        read()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    with engine.connect() as connection:
+        return "\n".join(
+            line
+            for statement, parameters in seen
+            if "FROM event" in statement
+            for (line,) in connection.exec_driver_sql(f"EXPLAIN {statement}", parameters)
+        )
