@@ -168,10 +168,11 @@ class Membership:
             _FETCH_WAIT_MS, 1, limit, _READ_COMMITTED, [(self._topic, [(partition, position, limit)])]
         )
         answer = await self._client.send(leader, request)
-        ((_, ((_, error_code, _, *rest),)),) = answer.topics
+        ((_, ((_, error_code, high_water, *rest),)),) = answer.topics
         if error_code:
             raise kafka_errors.for_code(error_code)({place: position})
-        end, raw = rest[0], rest[-1] or b""
+        end = rest[0] if rest[0] >= 0 else high_water
+        raw = rest[-1] or b""
         aborted: Sequence[tuple[int, int]] = rest[2 if answer.API_VERSION >= 11 else -2] or ()
         found, after = salvage(
             raw, partition=partition, position=position, end=end, aborted=aborted, max_records=max_records

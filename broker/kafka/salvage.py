@@ -61,6 +61,8 @@ def salvage(
     batches = list(_split(raw))
     for index, batch in enumerate(batches):
         limit = _base_offset(batches[index + 1]) if index + 1 < len(batches) else end
+        if limit <= position:
+            continue
         for item in _read_batch(batch, partition, position, limit, transactions):
             if isinstance(item, int):
                 position = max(position, item)
@@ -160,7 +162,10 @@ def _read_records(raw: bytes, partition: int, after: int) -> Iterator[Record | U
         try:
             record.take(1)
             time_delta = record.varint()
-            offset = base + record.varint()
+            claimed = base + record.varint()
+            if not offset <= claimed < after:
+                raise _Malformed("an offset lies outside its batch")
+            offset = claimed
             key, value = record.field(), record.field()
             headers = tuple((_text(record.field()), record.field()) for _ in range(record.varint()))
         except (_Malformed, UnicodeDecodeError) as error:

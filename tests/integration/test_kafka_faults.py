@@ -169,7 +169,8 @@ async def test_producer_and_consumer_survive_a_broker_that_was_killed_and_restar
 
 @pytest.mark.timeout(180)
 async def test_a_consumer_whose_broker_stays_silent_connects_anew(broker: KafkaBroker) -> None:
-    async with kafka_log(broker.address, partitions=1, reconnect_after_seconds=2, **IMPATIENT) as log:
+    impatient = IMPATIENT | {"reconnect_after_seconds": 2, "start_timeout_seconds": 2}
+    async with kafka_log(broker.address, partitions=1, **impatient) as log:
         await publish(log, [record(b"1")])
         follower = Follower(log)
         await follower.consumer.start()
@@ -183,6 +184,20 @@ async def test_a_consumer_whose_broker_stays_silent_connects_anew(broker: KafkaB
         finally:
             await follower.consumer.stop()
     assert follower.values == [b"1", b"2"]
+
+
+async def test_a_producer_whose_client_has_died_connects_anew(log: KafkaLog) -> None:
+    producer = log.producer()
+    await producer.start()
+    try:
+        await producer.publish([record(b"before")], timeout=DEADLINE)
+        session = producer._session
+        assert session is not None
+        session._producer._sender.sender_task.cancel()
+        await publish_until_taken(producer, b"after")
+        assert producer.in_flight == 0
+    finally:
+        await producer.stop()
 
 
 @pytest.mark.timeout(180)

@@ -153,7 +153,7 @@ class KafkaBroker:
     def spawn(self) -> None:
         """Start without waiting; a cluster's first nodes only answer once there is a majority.
 
-        Not for threads that end before the tests do: the system ends the node with the thread that started it.
+        Not for threads that end before the tests do: the node is ended with the thread that started it.
         """
         classpath = f"{kafka_jars()}/*"
         file = self.directory / "server.properties"
