@@ -8,17 +8,17 @@ import errno
 import socket
 from collections.abc import Callable, Iterator
 
-import uvicorn
 from fastapi import FastAPI
 
 from cli.process import StartFailure
+from telemetry.server import HttpServer
 
 
-class _Server(uvicorn.Server):
+class _Server(HttpServer):
     """Leaves the signals to the process, and says when it listens."""
 
-    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
-        super().__init__(config)
+    def __init__(self, app: FastAPI, grace_seconds: float, on_listening: Callable[[], None]) -> None:
+        super().__init__(app, host="", port=0, shutdown_grace_s=grace_seconds)
         self._on_listening = on_listening
 
     @contextlib.contextmanager
@@ -66,18 +66,7 @@ async def serve(
 
     `on_stopping` runs first, while the server still answers, so that readiness fails before the door closes.
     """
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws="none",
-            lifespan="off",
-            timeout_graceful_shutdown=max(1, round(grace_seconds)),
-        ),
-        on_listening,
-    )
+    server = _Server(app, grace_seconds, on_listening)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     stopping = asyncio.create_task(stop.wait(), name="wait for stop")
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

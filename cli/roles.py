@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import structlog
 
-from broker.errors import LogUnavailable
 from broker.kafka import KafkaLog
-from broker.ports import LogAdmin
 from cli.http_server import bind, serve
 from cli.process import once_available, run_process
 from cli.settings import Settings, settings_or_exit
@@ -26,28 +26,102 @@ def run_gateway() -> None:
         from ingest_api.app import create_gateway_app
         from ingest_api.gateway import Gateway
 
-        log = KafkaLog(settings.require_kafka())
-        listener = bind(settings.ingest.host, settings.ingest.port)
-        producer = log.producer()
-        connecting: asyncio.Task[None] | None = None
-        try:
-            await producer.start()
-        except LogUnavailable as error:
-            _log.warning("the log cannot be reached; answering 503 until it can", detail=str(error))
-            connecting = asyncio.create_task(_connect(producer.start, stop), name="connect producer")
-        gateway = Gateway(producer, settings.ingest)
+        ingest = settings.ingest
+        gateway = Gateway(KafkaLog(settings.require_kafka()).producer(), ingest)
+        listener = bind(ingest.host, ingest.port)
+        await gateway.start()
         try:
             await serve(
-                create_gateway_app(gateway, settings.ingest),
+                create_gateway_app(gateway),
                 listener,
                 stop,
-                on_listening=lambda: _log.info("listening", host=settings.ingest.host, port=settings.ingest.port),
+                on_listening=lambda: _log.info("listening", host=ingest.host, port=ingest.port),
                 on_stopping=gateway.begin_drain,
-                grace_seconds=settings.ingest.shutdown_grace_seconds,
+                grace_seconds=ingest.shutdown_grace_seconds,
             )
         finally:
-            if connecting is not None:
-                connecting.cancel()
-            await producer.stop()
+            await gateway.stop()
 
     run_process("aggregator-gateway", settings.log, main)
+
+
+def run_worker_role() -> None:
+    """`aggregator worker`: from the log into the database. Waits for both, but not for a missing schema."""
+    settings = settings_or_exit()
+
+    async def main(stop: asyncio.Event) -> None:
+        from cli.worker_process import work_until
+
+        log = KafkaLog(settings.require_kafka())
+        with _store(settings, "aggregator worker") as engine:
+            await _require_schema(engine, stop)
+            await _require_topic(log, stop)
+            if not stop.is_set():
+                _log.info("working", topic=log.topic)
+                await work_until(stop, log, engine, settings.worker)
+            _log.info("stopped; everything read was stored or will be read again")
+
+    run_process("aggregator-worker", settings.log, main)
+
+
+def run_admin() -> None:
+    """`aggregator admin`: the read side. Answers 503 while the database is away."""
+    settings = settings_or_exit()
+
+    async def main(stop: asyncio.Event) -> None:
+        from admin_api.app import create_admin_app
+        from admin_api.health import AdminHealth
+        from admin_api.log_view import LogView
+        from db.queries import StoreQueries
+
+        admin = settings.admin
+        log = KafkaLog(settings.require_kafka())
+        with _store(settings, "aggregator admin", read_only=True) as engine:
+            listener = bind(admin.host, admin.port)
+            await _require_schema(engine, stop)
+            queries = StoreQueries.of(
+                engine, log.topic, timeout=admin.query_timeout_seconds, max_page_bytes=admin.max_page_bytes
+            )
+            view = LogView(log.admin(), log.topic, timeout=admin.log_timeout_seconds)
+            health = AdminHealth(queries.stats, view)
+            try:
+                await serve(
+                    create_admin_app(queries, view, admin, health),
+                    listener,
+                    stop,
+                    on_listening=lambda: _log.info("listening", host=admin.host, port=admin.port),
+                    on_stopping=health.begin_drain,
+                    grace_seconds=admin.shutdown_grace_seconds,
+                )
+            finally:
+                await view.close()
+
+    run_process("aggregator-admin", settings.log, main)
+
+
+@contextmanager
+def _store(settings: Settings, application_name: str, *, read_only: bool = False) -> Iterator[Engine]:
+    engine = open_engine(settings.require_database(), application_name=application_name, read_only=read_only)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+async def _require_schema(engine: Engine, stop: asyncio.Event) -> None:
+    """Wait for the database; raise SchemaMismatch if its schema is not ours."""
+    await once_available(lambda: asyncio.to_thread(migrations.check, engine), stop)
+
+
+async def _require_topic(log: KafkaLog, stop: asyncio.Event) -> None:
+    """Wait for the brokers; raise TopicMissing if the topic is not there."""
+
+    async def describe() -> None:
+        admin = log.admin()
+        try:
+            await admin.start()
+            await admin.describe()
+        finally:
+            await admin.stop()
+
+    await once_available(describe, stop)

@@ -9,7 +9,7 @@ from broker.ports import Log
 from db.engine import Engine
 from db.event_store import EventStore
 from db.partitions import ensure_partitions
-from stream_worker.service import new_worker_id, run_worker
+from stream_worker.service import Job, new_worker_id, run_worker
 from stream_worker.settings import WorkerSettings
 from stream_worker.worker import Worker
 
@@ -20,7 +20,7 @@ async def work_until(
     engine: Engine,
     settings: WorkerSettings,
     *,
-    housekeeping: Sequence[Callable[[], object]] = (),
+    housekeeping: Sequence[Job] = (),
     before_commit: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Run one worker until `stop` is set and its batch is stored.
@@ -36,10 +36,13 @@ async def work_until(
         await stop.wait()
         worker.stop()
 
+    async def create_partitions() -> None:
+        await asyncio.to_thread(ensure_partitions, engine)
+
     stopper = asyncio.create_task(stop_worker(), name="stop worker")
     try:
         await run_worker(
-            worker, store, worker_id, settings, housekeeping=[lambda: ensure_partitions(engine), *housekeeping]
+            worker, store, worker_id, settings, housekeeping=[create_partitions, *housekeeping]
         )
     finally:
         stopper.cancel()

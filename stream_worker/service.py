@@ -7,7 +7,7 @@ import datetime as dt
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -17,6 +17,9 @@ from db.event_store import EventStore
 from stream_worker.backoff import wait_or_stop
 from stream_worker.settings import WorkerSettings
 from stream_worker.worker import Worker
+
+Job = Callable[[], Awaitable[object]]
+"""Something to do now and then; its StoreError or BrokerError is logged, and it is tried again next time."""
 
 _log = structlog.get_logger("stream_worker.service")
 
@@ -31,12 +34,12 @@ async def run_worker(
     store: EventStore,
     worker_id: str,
     settings: WorkerSettings,
-    housekeeping: Sequence[Callable[[], object]] = (),
+    housekeeping: Sequence[Job] = (),
 ) -> None:
     """Run the worker until it stops; if anything beside it dies, the worker stops too.
 
     Args:
-        housekeeping: blocking jobs, each run in a thread at the start and then at the set interval.
+        housekeeping: run one after the other, at the start and then at the set interval.
 
     Raises:
         whatever `Worker.run` raises.
@@ -44,8 +47,8 @@ async def run_worker(
     finished = asyncio.Event()
     started_at = dt.datetime.now(dt.UTC)
 
-    def heartbeat() -> None:
-        store.heartbeat(worker_id, started_at)
+    async def heartbeat() -> None:
+        await asyncio.to_thread(store.heartbeat, worker_id, started_at)
 
     async def work() -> None:
         try:
@@ -72,11 +75,11 @@ async def run_worker(
             _log.info("this worker stays listed until its heartbeat is old", detail=str(error))
 
 
-async def _every(interval_s: float, jobs: Sequence[Callable[[], object]], finished: asyncio.Event) -> None:
+async def _every(interval_s: float, jobs: Sequence[Job], finished: asyncio.Event) -> None:
     while not finished.is_set():
         for job in jobs:
             try:
-                await asyncio.to_thread(job)
+                await job()
             except (StoreError, BrokerError) as error:
                 _log.warning("a periodic job failed; it will be tried again", detail=str(error))
         await wait_or_stop(interval_s, finished)

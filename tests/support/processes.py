@@ -35,7 +35,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**_clean_environment(), **environment},
+                env={**clean_environment(), **environment},
                 preexec_fn=_die_with_parent,
             )
 
@@ -139,7 +139,8 @@ def wait_ready(process: Process, base_url: str, timeout: float = 20.0) -> None:
     wait_until(ready, timeout, f"{base_url} ready", process)
 
 
-def _clean_environment() -> dict[str, str]:
+def clean_environment() -> dict[str, str]:
+    """This environment without settings of ours."""
     return {k: v for k, v in os.environ.items() if not k.startswith("AGGREGATOR_")}
 
 
