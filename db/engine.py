@@ -178,7 +178,14 @@ def _open_sqlite(settings: DatabaseSettings, read_only: bool) -> Engine:
     pragmas = (
         ("PRAGMA query_only = ON", "PRAGMA wal_autocheckpoint = 0")
         if read_only
-        else ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "PRAGMA foreign_keys = ON")
+        else (
+            "PRAGMA journal_mode = WAL",
+            "PRAGMA synchronous = FULL",
+            "PRAGMA foreign_keys = ON",
+            # Identities are random, so the working set of their index is all of it.
+            "PRAGMA cache_size = -65536",
+            "PRAGMA wal_autocheckpoint = 4000",
+        )
     )
     begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
 
