@@ -25,7 +25,7 @@ from tests.support.skips import unavailable
 
 ADDRESS_VARIABLE: Final = "AGGREGATOR_TEST_KAFKA"
 REDPANDA_VARIABLE: Final = "AGGREGATOR_TEST_REDPANDA_IMAGE"
-REDPANDA_IMAGE: Final = "docker.redpanda.com/redpandadata/redpanda:v25.2.1"
+REDPANDA_IMAGE: Final = "redpandadata/redpanda:v25.2.1"
 
 
 @pytest.fixture(scope="session")
