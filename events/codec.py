@@ -15,7 +15,6 @@ import datetime as dt
 import json
 import re
 from collections.abc import Callable, Iterator
-from decimal import Decimal, InvalidOperation
 from functools import cache
 from hashlib import blake2b
 from itertools import takewhile
@@ -60,6 +59,11 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _INEXACT_NUMBER: Final = re.compile(rb"[:\[,\s]-?(?:[0-9.]{16}|[0-9.]+[eE][+-]?[0-9]{3})")
 # Strings (closed or not) and structure; everything between two matches is a scalar or white space.
 _TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[\[\]{},]', re.DOTALL)
+# The same strings, and what turns the rest into nothing but square brackets.
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+_TO_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_MAX_EXPONENT_CHARACTERS: Final = 18
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
@@ -284,19 +288,24 @@ def _exact_float(digits: str) -> float | _ExactNumber:
     value = float(digits)
     if isinf(value):
         raise InvalidEvent(InvalidCode.NUMBER_RANGE, "`payload` has a number beyond the range of a double.")
-    try:
-        exact = Decimal(digits)
-    except InvalidOperation:
-        raise InvalidEvent(
-            InvalidCode.NUMBER_RANGE, "`payload` has a number whose exponent is out of range."
-        ) from None
-    if exact == Decimal(repr(value)):
+    exact = _scientific(digits)
+    if exact == _scientific(repr(value)):
         return value
-    # Not Decimal.normalize, which rounds to the precision of the context.
-    sign, coefficient, exponent = exact.as_tuple()
-    mantissa = "".join(map(str, coefficient))
-    stripped = mantissa.rstrip("0")
-    return _ExactNumber(f"{'-' * sign}{stripped}e{int(exponent) + len(mantissa) - len(stripped)}")
+    return _ExactNumber(exact)
+
+
+def _scientific(number: str) -> str:
+    """A decimal number in the one form `<sign><digits without zeros around them>e<exponent>`."""
+    mantissa, _, exponent = number.lower().partition("e")
+    if len(exponent) > _MAX_EXPONENT_CHARACTERS:
+        raise InvalidEvent(InvalidCode.NUMBER_RANGE, "`payload` has a number whose exponent is out of range.")
+    sign = "-" if mantissa[0] == "-" else ""
+    whole, _, fraction = mantissa[len(sign) :].partition(".")
+    digits = (whole + fraction).lstrip("0")
+    stripped = digits.rstrip("0")
+    if not stripped:
+        return f"{sign}0"
+    return f"{sign}{stripped}e{int(exponent or 0) - len(fraction) + len(digits) - len(stripped)}"
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -330,16 +339,19 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _depth(raw: bytes) -> int:
-    """Deepest nesting of brackets outside strings, without recursion."""
-    depth = deepest = 0
-    for token in _TOKEN.finditer(raw):
-        first = raw[token.start()]
-        if first in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif first in b"]}":
-            depth -= 1
-    return deepest
+    """Deepest nesting of brackets outside strings, without recursion; exact up to a little over `MAX_DEPTH`.
+
+    Brackets that do not match count as nested. Every round takes away the innermost pairs.
+    """
+    brackets = _STRING.sub(b"", raw).translate(_TO_BRACKETS, _NOT_BRACKETS)
+    depth = 0
+    while brackets and depth <= MAX_DEPTH + 2:
+        inner = brackets.replace(b"[]", b"")
+        if len(inner) == len(brackets):
+            return depth + inner.count(b"[")
+        brackets = inner
+        depth += 1
+    return depth
 
 
 @cache
@@ -398,6 +410,8 @@ def _refuse(raw: bytes) -> NoReturn:
     def number(parse: Callable[[str], object]) -> Callable[[str], object]:
         # The whole event is parsed first, so that the error can name topic and event_id.
         def checked(digits: str) -> object:
+            if problem:
+                return 0
             try:
                 return parse(digits)
             except InvalidEvent as error:

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable
 from enum import StrEnum
+from time import monotonic
 from typing import Final
 
 import msgspec
@@ -29,8 +30,8 @@ from ingest_api.refusal import EventError, Reason, Refused, Rejected
 from ingest_api.settings import IngestSettings
 from telemetry.health import Readiness
 
-EVENTS_PER_TURN: Final = 256
-"""Events decoded before other requests get a turn: a few milliseconds' worth."""
+TURN_S: Final = 0.005
+"""Seconds of decoding after which other requests get a turn."""
 OVERDUE_S: Final = 1.0
 """Seconds past its deadline after which a producer that has not given up by itself is cancelled."""
 
@@ -176,9 +177,11 @@ class Gateway:
         headers = self._headers(traceparent)
         records: list[NewRecord] = []
         rejected = Rejected()
+        turn_ends = monotonic() + TURN_S
         for index, raw in enumerate(raw_events):
-            if index % EVENTS_PER_TURN == EVENTS_PER_TURN - 1:
+            if monotonic() > turn_ends:
                 await asyncio.sleep(0)
+                turn_ends = monotonic() + TURN_S
             try:
                 event = decode_event(raw)
             except InvalidEvent as error:
