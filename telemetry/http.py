@@ -104,6 +104,7 @@ class RequestMiddleware:
             if status is None:
                 await problem_response(_unexpected(), request_id)(scope, receive, send_with_id)
         finally:
+            error_type = error_type or scope["state"].get("error_type")
             _log_request(scope, status, perf_counter() - started, error_type)
 
 
@@ -142,6 +143,7 @@ def _unexpected() -> Problem:
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    request.scope.setdefault("state", {})["error_type"] = error.code
     return problem_response(error, request_id_of(request))
 
 
