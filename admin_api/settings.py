@@ -24,7 +24,7 @@ class AdminSettings(BaseModel):
         description="Payload bytes after which a page of events ends early; its cursor leads on.",
     )
     export_chunk_events: int = Field(
-        500, ge=1, le=10_000, description="Most events an export reads, and holds in memory, at once."
+        1_000, ge=1, le=10_000, description="Most events an export reads, and holds in memory, at once."
     )
     worker_liveness_s: float = Field(
         30.0, gt=0, description="Seconds since its last heartbeat for which a worker counts as alive."

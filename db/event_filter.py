@@ -36,8 +36,7 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         return self.event_id is None and any(value is not None for value in filtered)
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """What a row of `events` must fulfil, apart from topic and event_id: how to find these is for the query
-        to say."""
+        """What a row of `events` must fulfil, apart from topic and event_id, which have indexes."""
         found: list[ColumnElement[bool]] = []
         if self.source is not None:
             found.append(EventRow.source == self.source)

@@ -45,6 +45,11 @@ _COLUMNS: Final = (
     EventRow.log_offset,
 )
 
+_NARROWER: Final = (
+    "Finding these events took too long and was stopped. Ask for one topic, or for a shorter period of"
+    " storing (stored_since, stored_until)."
+)
+
 _Location = tuple[int, dt.datetime]
 _Row = Row[*tuple[Any, ...]]
 _Select = Select[*tuple[Any, ...]]
@@ -188,7 +193,7 @@ class EventQueries:
         return EventStory(event, story, len(shown) == len(letters))
 
     def _page(self, chosen: EventFilter, among: _Range, limit: int, offset: int = 0) -> EventsPage:
-        with read_transaction(self._engine, self._timeout) as connection:
+        with read_transaction(self._engine, self._timeout, advice=_NARROWER) as connection:
             locations = _locate(connection, chosen)
             if locations is not None and not locations:
                 return EventsPage((), None)

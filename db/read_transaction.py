@@ -21,9 +21,12 @@ _INSTRUCTIONS_PER_LOOK: Final = 20_000
 
 
 @contextmanager
-def read_transaction(engine: Engine, timeout: float) -> Iterator[Connection]:
+def read_transaction(engine: Engine, timeout: float, *, advice: str | None = None) -> Iterator[Connection]:
     """A transaction for reading, in which no statement runs for longer than `timeout` seconds (Postgres; on
     SQLite all of them together). As a whole it is bounded like every `db.engine.transaction`.
+
+    Args:
+        advice: what to say when a statement was stopped; how to ask for less.
 
     Raises:
         QueryTimedOut: a statement ran for longer and was stopped.
@@ -35,7 +38,7 @@ def read_transaction(engine: Engine, timeout: float) -> Iterator[Connection]:
                 yield connection
         except DBAPIError as error:
             if _was_stopped(error.orig):
-                raise QueryTimedOut from error
+                raise QueryTimedOut(advice) from error
             raise
 
 

@@ -1,0 +1,85 @@
+"""The admin API over a test's store, and a log that is what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import httpx
+from fastapi import FastAPI
+from sqlalchemy import Engine
+
+from admin_api.app import create_admin_app
+from admin_api.health import AdminHealth
+from admin_api.log_view import LogView
+from admin_api.settings import AdminSettings
+from broker.errors import BrokerError
+from broker.ports import LogDescription, PartitionOffsets
+from db.queries import StoreQueries
+
+
+class ScriptedLog:
+    """A LogAdmin that answers with `offsets`, fails with `error`, or, while `stuck`, does not answer."""
+
+    def __init__(self, offsets: dict[int, tuple[int, int]] | None = None) -> None:
+        self.held = offsets or {}
+        self.error: BrokerError | None = None
+        self.answering = asyncio.Event()
+        self.answering.set()
+        self.starts = 0
+
+    async def start(self) -> None:
+        await self._answer()
+        self.starts += 1
+
+    async def stop(self) -> None:
+        """Nothing to close."""
+
+    async def describe(self) -> LogDescription:
+        raise NotImplementedError
+
+    async def create(self, partitions: int, replication_factor: int) -> bool:
+        raise NotImplementedError
+
+    async def offsets(self) -> dict[int, PartitionOffsets]:
+        await self._answer()
+        return {number: PartitionOffsets(number, *bounds) for number, bounds in self.held.items()}
+
+    async def _answer(self) -> None:
+        await self.answering.wait()
+        if self.error is not None:
+            raise self.error
+
+
+class Admin:
+    """An admin application, a client for it, and its log."""
+
+    def __init__(
+        self, app: FastAPI, client: httpx.AsyncClient, log: ScriptedLog, health: AdminHealth
+    ) -> None:
+        self.app = app
+        self.client = client
+        self.log = log
+        self.health = health
+
+    async def get(self, url: str) -> httpx.Response:
+        return await self.client.get(url)
+
+
+def admin_queries(engine: Engine, *, timeout: float = 10, max_page_bytes: int = 10**9) -> StoreQueries:
+    """Queries over the log topic `events`."""
+    return StoreQueries.of(engine, "events", timeout=timeout, max_page_bytes=max_page_bytes)
+
+
+@contextlib.asynccontextmanager
+async def admin_over(queries: StoreQueries, settings: AdminSettings | None = None) -> AsyncIterator[Admin]:
+    """The application over these queries, for as long as the block runs."""
+    settings = settings or AdminSettings()
+    log = ScriptedLog()
+    view = LogView(log, "events", timeout=settings.log_timeout_s)
+    health = AdminHealth(queries.stats, view)
+    app = create_admin_app(queries, view, settings, health)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
+        yield Admin(app, client, log, health)
+    await view.close()
