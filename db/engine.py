@@ -122,6 +122,7 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
         connect_args={
             **secrets,
             "application_name": application_name,
+            "client_encoding": "utf8",
             "connect_timeout": settings.connect_timeout_s,
             "keepalives": 1,
             "keepalives_idle": 10,
@@ -132,6 +133,8 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
     )
     session = {
         "timezone": "UTC",
+        # Duplicates committed by others meanwhile have to be visible to the next statement.
+        "default_transaction_isolation": "read committed",
         "statement_timeout": _milliseconds(settings.statement_timeout_s),
         "lock_timeout": _milliseconds(settings.lock_timeout_s),
         "idle_in_transaction_session_timeout": _milliseconds(settings.transaction_timeout_s),

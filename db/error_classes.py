@@ -7,6 +7,7 @@ By class and code, never by text:
 | 22*, 23*, 54*, a `DataError` without a code         | CONSTRAINT, MISMATCH, TOOBIG    | RowsRejected     |
 | 42*                                                 | ERROR (no such table or column) | SchemaMismatch   |
 | 08*, 40*, 53*, 55P03, 57*, 25006, anything else     | BUSY, LOCKED, FULL, IOERR, else | StoreUnavailable |
+| 23514 that names no constraint (partition routing)  |                                 | StoreUnavailable |
 
 Text that cannot be encoded and numbers beyond 64 bits never reach the database; both are RowsRejected.
 """
@@ -25,6 +26,7 @@ from db.errors import RowsRejected, SchemaMismatch, StoreError, StoreUnavailable
 
 _REJECTED_CLASSES: Final = frozenset({"22", "23", "54"})
 _SCHEMA_CLASS: Final = "42"
+_CHECK_VIOLATION: Final = "23514"
 _STALE_STATES: Final = frozenset({"25006", "57P01", "57P02", "57P03", "57P05"})
 
 _SQLITE_REJECTED: Final = frozenset(
@@ -108,6 +110,9 @@ def _postgres_kind(error: psycopg.Error) -> type[StoreError]:
     if state is None:
         # psycopg itself refuses some values, such as text with a NUL, before any server could give a code.
         return RowsRejected if isinstance(error, psycopg.DataError) else StoreUnavailable
+    if state == _CHECK_VIOLATION and error.diag.constraint_name is None:
+        # Not a constraint but the routing to a partition: one was attached while the row was on its way.
+        return StoreUnavailable
     if state[:2] in _REJECTED_CLASSES:
         return RowsRejected
     return SchemaMismatch if state[:2] == _SCHEMA_CLASS else StoreUnavailable

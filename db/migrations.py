@@ -77,7 +77,7 @@ def upgrade(engine: Engine) -> None:
     """Bring the schema up to date; nothing happens where it is. Any number of processes may do so at once.
 
     Raises:
-        SchemaMismatch: the schema is newer than this version.
+        SchemaMismatch: the schema is newer than this version, or the database's encoding is not UTF-8.
         StoreUnavailable: also if a lock is not to be had for long; nothing was changed.
     """
     from alembic.config import Config
@@ -100,8 +100,17 @@ def exclusively(connection: Connection) -> Iterator[None]:
 
     The connection is taken from its pool, and statements may take as long as they need. On SQLite there is
     nothing to do: a transaction keeps every other writer out.
+
+    Raises:
+        SchemaMismatch: the database cannot hold every text.
     """
     if connection.dialect.name == "postgresql":
+        encoding = connection.scalar(text("SHOW server_encoding"))
+        if encoding != "UTF8":
+            raise SchemaMismatch(
+                f"The database's encoding is {encoding}, which cannot hold every text; create one with"
+                " CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0."
+            )
         connection.detach()
         _configure(connection, statement_timeout="0", idle_in_transaction_session_timeout="0")
         _configure(connection, lock_timeout=_WAIT_FOR_OTHERS)

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
+from sqlalchemy.engine import make_url
 
 from alembic import command
 from db.engine import open_engine
@@ -21,6 +23,7 @@ from db.errors import SchemaMismatch
 from db.migrations import REVISIONS, check, current, directory, head, upgrade
 from db.partitions import ensure_partitions
 from db.settings import DatabaseSettings
+from tests.support.postgres import Server, drop_database
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _MODULES_NOT_AT_START = ("alembic", "mako")
@@ -170,6 +173,24 @@ def test_any_number_of_threads_may_upgrade_at_once(empty_url: str) -> None:
 
     with opened(empty_url) as engine:
         check(engine)
+
+
+@pytest.mark.postgres
+def test_a_database_that_cannot_hold_every_text_is_refused(postgres_server: Server) -> None:
+    with psycopg.connect(postgres_server.url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE DATABASE aggregator_latin1"
+            " ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    try:
+        url = make_url(postgres_server.url).set(database="aggregator_latin1")
+        with (
+            opened(url.render_as_string(hide_password=False)) as engine,
+            pytest.raises(SchemaMismatch, match=r"LATIN1.*ENCODING 'UTF8'"),
+        ):
+            upgrade(engine)
+    finally:
+        drop_database(postgres_server.url, "aggregator_latin1")
 
 
 def test_checking_does_not_load_the_migration_tool() -> None:

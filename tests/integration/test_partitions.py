@@ -9,12 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, text
 
+from db.batch import Batch
 from db.engine import open_engine, transaction
 from db.errors import StoreUnavailable
 from db.event_store import EventStore
 from db.partitions import DEFAULT, ensure_partitions, name_of
 from db.settings import DatabaseSettings
 from tests.support.batches import PartitionLog
+from tests.support.processes import wait_until
 
 pytestmark = pytest.mark.postgres
 DAY = dt.timedelta(days=1)
@@ -66,6 +68,13 @@ def test_events_go_to_the_partition_of_their_day(engine: Engine, store: EventSto
     assert spread(engine) in ({made[0]: 1}, {made[1]: 1})
 
 
+def written(store: EventStore, batch: Batch) -> bool:
+    try:
+        return store.write(batch).stored == 1
+    except StoreUnavailable:
+        return False
+
+
 def test_a_missing_partition_stops_nothing_and_its_events_move_when_it_is_made(
     engine: Engine, store: EventStore
 ) -> None:
@@ -104,12 +113,44 @@ def test_partitions_are_made_while_events_are_written(engine: Engine, store: Eve
 
     with ThreadPoolExecutor(1) as pool:
         making = pool.submit(ensure_partitions, engine, days_ahead=7)
-        stored = sum(store.write(log.batch([log.event(f"{number}")])).stored for number in range(50))
+        for number in range(50):
+            batch = log.batch([log.event(f"{number}")])
+            # A worker waits and tries again, too.
+            wait_until(lambda batch=batch: written(store, batch), 20, "a batch to be written")  # type: ignore[misc]
         making.result(60)
 
-    assert stored == 50
     assert sum(spread(engine).values()) == 51
-    assert DEFAULT not in spread(engine) or ensure_partitions(engine) == []
+    assert DEFAULT not in spread(engine)
+
+
+def test_a_partition_made_under_a_batch_makes_the_batch_wait_and_not_its_rows_wrong(
+    engine: Engine, store: EventStore
+) -> None:
+    log = PartitionLog()
+    batch = log.batch([log.event("a")])
+    begin, end = today(engine), today(engine) + 2 * DAY
+    with ThreadPoolExecutor(1) as pool, engine.connect() as making:
+        making.execute(text("CREATE TABLE events_p_now (LIKE events INCLUDING ALL)"))
+        making.execute(
+            text(f"ALTER TABLE events ATTACH PARTITION events_p_now FOR VALUES FROM ('{begin}') TO ('{end}')")
+        )
+        writing = pool.submit(store.write, batch)
+        wait_until(lambda: waiting_for_a_lock(engine), 10, "the batch to wait for the default partition")
+        making.commit()
+        with pytest.raises(StoreUnavailable, match="23514"):
+            writing.result(20)
+
+    assert store.write(batch).stored == 1
+    assert spread(engine) == {"events_p_now": 1}
+
+
+def waiting_for_a_lock(engine: Engine) -> bool:
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with engine.connect() as connection:
+        return bool(connection.execute(text(waiting)).scalar_one())
 
 
 def test_a_locked_table_makes_it_give_up_soon_and_change_nothing(engine: Engine) -> None:
