@@ -22,7 +22,9 @@ def admin_router(queries: StoreQueries, log: LogView, settings: AdminSettings) -
     router = APIRouter()
     router.include_router(event_router(queries.events, export_chunk=settings.export_chunk_events))
     router.include_router(
-        stats_router(queries.stats, log, worker_liveness=dt.timedelta(seconds=settings.worker_liveness_s))
+        stats_router(
+            queries.stats, log, worker_liveness=dt.timedelta(seconds=settings.worker_liveness_seconds)
+        )
     )
     router.include_router(dead_letter_router(queries.dead_letters))
     return router

@@ -12,7 +12,7 @@ class AdminSettings(BaseModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8081, ge=0, le=65_535, description="Port to listen on; 0 picks a free one.")
-    query_timeout_s: float = Field(
+    query_timeout_seconds: float = Field(
         10.0,
         gt=0,
         lt=20,
@@ -26,12 +26,12 @@ class AdminSettings(BaseModel):
     export_chunk_events: int = Field(
         1_000, ge=1, le=10_000, description="Most events an export reads, and holds in memory, at once."
     )
-    worker_liveness_s: float = Field(
+    worker_liveness_seconds: float = Field(
         30.0, gt=0, description="Seconds since its last heartbeat for which a worker counts as alive."
     )
-    log_timeout_s: float = Field(
+    log_timeout_seconds: float = Field(
         2.0, gt=0, description="Seconds to wait for the log before answering without it."
     )
-    shutdown_grace_s: float = Field(
+    shutdown_grace_seconds: float = Field(
         10.0, gt=0, description="Seconds that requests in flight have to finish when the process is stopped."
     )

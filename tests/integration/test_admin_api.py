@@ -437,7 +437,9 @@ async def test_workers_count_while_their_heart_beats(reader: Engine, fill: Store
     fill.store.heartbeat("worker-1", START)
     fill.store.heartbeat("worker-2", START)
     for liveness, alive in ((60.0, 2), (1e-6, 0)):
-        async with admin_over(admin_queries(reader), AdminSettings(worker_liveness_s=liveness)) as admin:
+        async with admin_over(
+            admin_queries(reader), AdminSettings(worker_liveness_seconds=liveness)
+        ) as admin:
             assert (await admin.get("/stats")).json()["workers"] == alive
 
 

@@ -77,7 +77,7 @@ async def admin_over(queries: StoreQueries, settings: AdminSettings | None = Non
     """The application over these queries, for as long as the block runs."""
     settings = settings or AdminSettings()
     log = ScriptedLog()
-    view = LogView(log, "events", timeout=settings.log_timeout_s)
+    view = LogView(log, "events", timeout=settings.log_timeout_seconds)
     health = AdminHealth(queries.stats, view)
     app = create_admin_app(queries, view, settings, health)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
