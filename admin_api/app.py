@@ -13,6 +13,7 @@ from admin_api.log_view import LogView
 from admin_api.settings import AdminSettings
 from admin_api.stats_routes import stats_router
 from db.queries import StoreQueries
+from telemetry.api_page import install_api_page
 from telemetry.http import install_problem_responses
 
 
@@ -37,8 +38,11 @@ def create_admin_app(
     app = FastAPI(
         title="Event aggregator: admin API",
         description="Stored events, statistics and dead letters.",
+        docs_url=None,
+        redoc_url=None,
     )
-    install_problem_responses(app)
     app.include_router(admin_router(queries, log, settings))
     app.include_router(admin_health_router(health))
+    install_api_page(app)
+    install_problem_responses(app)
     return app

@@ -525,6 +525,8 @@ async def test_the_routes_can_be_part_of_the_gateway(reader: Engine, admin: Admi
 
 
 async def test_the_openapi_document_describes_every_answer(admin: Admin) -> None:
+    page = (await admin.get("/docs")).text
+    assert all(path in page for path in admin.app.openapi()["paths"])
     for path, operations in admin.app.openapi()["paths"].items():
         responses = operations["get"]["responses"]
         assert all("schema" in content for content in responses["200"]["content"].values()), path
