@@ -1,7 +1,7 @@
 """What can go wrong with the log.
 
 BrokerError                     the base; the docstring is the default message
-├── LogUnavailable              transport trouble: wait and try again; nothing is known to be wrong with the data
+├── LogUnavailable              transport trouble: wait and try again; nothing is wrong with the data
 │   └── ProduceOutcomeUnknown   the deadline passed: the records may or may not be in the log
 ├── LogFull                     the log or its buffer takes no more at the moment
 ├── RecordTooLarge              the log will never take this record

@@ -25,7 +25,7 @@ class NewRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
-    """A record as read from the log. `timestamp_ms` is the log's own clock, any 64-bit value, -1 if absent."""
+    """A record as read from the log. `timestamp_ms` is the log's clock: any 64-bit value, -1 if absent."""
 
     partition: int
     offset: int

@@ -26,7 +26,8 @@ def locked(directory: Path) -> Iterator[Path]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StartFailure(
-            f"the data directory {directory} cannot be used: {error.strerror}; choose another with --data-dir."
+            f"the data directory {directory} cannot be used: {error.strerror};"
+            " choose another with --data-dir."
         ) from None
     with os.fdopen(descriptor, "r+") as lock:
         try:

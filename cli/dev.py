@@ -63,9 +63,7 @@ class _Embedded:
         self._writer = open_engine(store, application_name="aggregator dev")
         self._reader = open_engine(store, application_name="aggregator dev", read_only=True)
         self._gateway = Gateway(self._log.producer(), settings.ingest)
-        self._view = LogView(
-            self._log.admin(), self._log.topic, timeout=settings.admin.log_timeout_seconds
-        )
+        self._view = LogView(self._log.admin(), self._log.topic, timeout=settings.admin.log_timeout_seconds)
 
     async def run(self, host: str, port: int, stop: asyncio.Event) -> None:
         """Serve and work until `stop`, then drain: requests first, then the worker's batch."""
@@ -147,9 +145,7 @@ Ctrl-C stops it.
         return f"Stopped. The data is in {self._directory}; the next start goes on from there."
 
 
-def embedded_app(
-    gateway: Gateway, queries: StoreQueries, view: LogView, settings: AdminSettings
-) -> FastAPI:
+def embedded_app(gateway: Gateway, queries: StoreQueries, view: LogView, settings: AdminSettings) -> FastAPI:
     """The routes of gateway and admin API as one application."""
     app = FastAPI(
         title="Event aggregator",

@@ -18,7 +18,7 @@ class _Server(HttpServer):
     """Leaves the signals to the process, and says when it listens."""
 
     def __init__(self, app: FastAPI, grace_seconds: float, on_listening: Callable[[], None]) -> None:
-        super().__init__(app, host="", port=0, shutdown_grace_s=grace_seconds)
+        super().__init__(app, host="", port=0, shutdown_grace_seconds=grace_seconds)
         self._on_listening = on_listening
 
     @contextlib.contextmanager

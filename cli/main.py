@@ -25,12 +25,15 @@ app.add_typer(config_commands, name="config")
 @app.command()
 def dev(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8080,
-    data_dir: Annotated[
-        Path, typer.Option(help="Where events are kept.", file_okay=False)
-    ] = Path("aggregator-data"),
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8080,
+    data_dir: Annotated[Path, typer.Option(help="Where events are kept.", file_okay=False)] = Path(
+        "aggregator-data"
+    ),
     ephemeral: Annotated[
-        bool, typer.Option("--ephemeral", help="Keep events in a temporary directory and discard them at the end.")
+        bool,
+        typer.Option("--ephemeral", help="Keep events in a temporary directory and discard them at the end."),
     ] = False,
 ) -> None:
     """Run everything in one process: gateway, worker and admin API on SQLite. Needs no configuration."""

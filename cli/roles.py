@@ -19,7 +19,7 @@ _log = structlog.get_logger("process")
 
 
 def run_gateway() -> None:
-    """`aggregator gateway`: HTTP into the log. Starts without a broker, and answers 503 until there is one."""
+    """`aggregator gateway`: HTTP into the log. Starts without a broker; answers 503 until there is one."""
     settings = settings_or_exit()
 
     async def main(stop: asyncio.Event) -> None:

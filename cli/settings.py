@@ -54,7 +54,9 @@ class LogOutputSettings(BaseModel):
 
     model_config = {"frozen": True, "extra": "forbid"}
 
-    level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least level that is logged."
+    )
     format: Literal["auto", "json", "console"] = Field(
         "auto", description="`auto`: console on a terminal, one JSON object per line elsewhere."
     )
@@ -100,7 +102,7 @@ class Settings(BaseSettings):
         if self.database is None:
             raise SettingsError(
                 f"{PREFIX}DATABASE__URL is not set; set it to your database, for example"
-                " postgresql://user:password@host/name, or run `aggregator dev`, which needs no configuration."
+                " postgresql://user:password@host/name, or run `aggregator dev`, which needs none."
             )
         return self.database
 

@@ -29,7 +29,13 @@ async def work_until(
         BrokerError, StoreError: an operator has to act first.
     """
     worker_id = new_worker_id()
-    store = EventStore(engine, log.topic, owner=worker_id)
+    store = EventStore(
+        engine,
+        log.topic,
+        owner=worker_id,
+        rejected_share=settings.rejected_share,
+        rejected_always=settings.rejected_always,
+    )
     worker = Worker(log, store, settings, before_commit=before_commit)
 
     async def stop_worker() -> None:
@@ -41,8 +47,6 @@ async def work_until(
 
     stopper = asyncio.create_task(stop_worker(), name="stop worker")
     try:
-        await run_worker(
-            worker, store, worker_id, settings, housekeeping=[create_partitions, *housekeeping]
-        )
+        await run_worker(worker, store, worker_id, settings, housekeeping=[create_partitions, *housekeeping])
     finally:
         stopper.cancel()

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Engine as Engine
 from sqlalchemy.exc import InvalidatePoolError, InvalidRequestError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -21,7 +22,7 @@ from db.settings import DatabaseSettings
 
 _SECRET_QUERY: Final = ("password", "sslpassword")
 _READER_POOL_SIZE: Final = 4
-_OPTION: Final = "transaction_timeout_s"
+_OPTION: Final = "transaction_timeout_seconds"
 
 
 def open_engine(settings: DatabaseSettings, *, application_name: str, read_only: bool = False) -> Engine:
@@ -45,9 +46,9 @@ def open_engine(settings: DatabaseSettings, *, application_name: str, read_only:
 def transaction(engine: Engine) -> Iterator[Connection]:
     """A transaction: committed at the end of the block, rolled back by an exception.
 
-    It ends within the engine's `transaction_timeout_s`, commit included, whatever the network and the server
+    It ends within the engine's `transaction_timeout_seconds`, commit included, whatever network and server
     do: then the connection is cut, which looks like any other lost connection. (SQLite is not bounded: it
-    has no network, and waits for locks no longer than `lock_timeout_s`.)
+    has no network, and waits for locks no longer than `lock_timeout_seconds`.)
 
     Raises:
         StoreUnavailable: also when it is unknown whether the commit took place.
@@ -115,29 +116,29 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
         url.set(query=query),
         pool_size=settings.pool_size,
         max_overflow=0,
-        pool_timeout=settings.connect_timeout_s,
-        pool_recycle=settings.pool_recycle_s,
+        pool_timeout=settings.connect_timeout_seconds,
+        pool_recycle=settings.pool_recycle_seconds,
         hide_parameters=True,
-        execution_options={_OPTION: settings.transaction_timeout_s},
+        execution_options={_OPTION: settings.transaction_timeout_seconds},
         connect_args={
             **secrets,
             "application_name": application_name,
             "client_encoding": "utf8",
-            "connect_timeout": settings.connect_timeout_s,
+            "connect_timeout": settings.connect_timeout_seconds,
             "keepalives": 1,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-            "tcp_user_timeout": round(settings.transaction_timeout_s * 1000),
+            "tcp_user_timeout": round(settings.transaction_timeout_seconds * 1000),
         },
     )
     session = {
         "timezone": "UTC",
         # Duplicates committed by others meanwhile have to be visible to the next statement.
         "default_transaction_isolation": "read committed",
-        "statement_timeout": _milliseconds(settings.statement_timeout_s),
-        "lock_timeout": _milliseconds(settings.lock_timeout_s),
-        "idle_in_transaction_session_timeout": _milliseconds(settings.transaction_timeout_s),
+        "statement_timeout": _milliseconds(settings.statement_timeout_seconds),
+        "lock_timeout": _milliseconds(settings.lock_timeout_seconds),
+        "idle_in_transaction_session_timeout": _milliseconds(settings.transaction_timeout_seconds),
         # The staging table of a large batch should stay in memory.
         "temp_buffers": "32MB",
     }
@@ -156,7 +157,7 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
     def test(connection: psycopg.Connection[Any], _: ConnectionPoolEntry, __: object) -> None:
         # What pool_pre_ping does, but bounded in time.
         try:
-            with _cut_after(settings.connect_timeout_s, connection):
+            with _cut_after(settings.connect_timeout_seconds, connection):
                 connection.autocommit = True
                 connection.execute("")
                 connection.autocommit = False
@@ -174,9 +175,9 @@ def _open_sqlite(settings: DatabaseSettings, read_only: bool) -> Engine:
         # SQLite up to 3.51.2 can corrupt the WAL when two connections write and checkpoint at once.
         pool_size=_READER_POOL_SIZE if read_only else 1,
         max_overflow=0,
-        pool_timeout=settings.lock_timeout_s,
+        pool_timeout=settings.lock_timeout_seconds,
         hide_parameters=True,
-        connect_args={"timeout": settings.lock_timeout_s, "check_same_thread": False},
+        connect_args={"timeout": settings.lock_timeout_seconds, "check_same_thread": False},
     )
     pragmas = (
         ("PRAGMA query_only = ON", "PRAGMA wal_autocheckpoint = 0")

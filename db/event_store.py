@@ -25,6 +25,8 @@ class Statements(Protocol):
 
     def prepare(self, connection: Connection, /) -> None: ...
 
+    def discard_staged(self, connection: Connection, /) -> None: ...
+
     def move_positions(
         self,
         connection: Connection,
@@ -142,6 +144,7 @@ class EventStore:
             self._statements.prepare(connection)
 
             def probe(records: Sequence[ValidRecord]) -> None:
+                self._statements.discard_staged(connection)
                 self._statements.insert_new(connection, records, _incarnations(batch), self._clock())
 
             found = rejections.find(connection, probe, batch.records, limit)

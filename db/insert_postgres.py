@@ -122,6 +122,14 @@ def prepare(connection: Connection) -> None:
     connection.info[_PREPARED] = True
 
 
+def discard_staged(connection: Connection) -> None:
+    """Give the session an empty staging table until the savepoint or transaction is rolled back.
+
+    Rows that are rolled back stay in the file until the next commit, and every reading goes through them.
+    """
+    _driver(connection).execute("TRUNCATE pg_temp.staging")
+
+
 def move_positions(
     connection: Connection, log_topic: str, advances: Sequence[Advance], owner: str | None, _: dt.datetime
 ) -> tuple[frozenset[int], dt.datetime]:

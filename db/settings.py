@@ -23,30 +23,20 @@ class DatabaseSettings(BaseModel):
     pool_size: int = Field(
         default=5, ge=1, le=100, description="Most connections one process opens (Postgres)."
     )
-    connect_timeout_s: int = Field(default=5, ge=2, le=60, description="Longest wait for a connection.")
-    lock_timeout_s: float = Field(default=5, gt=0, le=15, description="Longest wait for a lock.")
-    statement_timeout_s: float = Field(
+    connect_timeout_seconds: int = Field(default=5, ge=2, le=60, description="Longest wait for a connection.")
+    lock_timeout_seconds: float = Field(default=5, gt=0, le=15, description="Longest wait for a lock.")
+    statement_timeout_seconds: float = Field(
         default=10, gt=0, le=18, description="Longest time one statement may take (Postgres)."
     )
-    transaction_timeout_s: float = Field(
+    transaction_timeout_seconds: float = Field(
         default=15,
         gt=0,
         lt=20,
         description="Longest time a whole transaction may take, commit included; then its connection"
         " is cut (Postgres). Below 20, so that a worker never outlives its place in the consumer group.",
     )
-    pool_recycle_s: int = Field(
+    pool_recycle_seconds: int = Field(
         default=1800, ge=10, description="Age at which a connection is replaced (Postgres)."
-    )
-    rejected_share: float = Field(
-        default=0.02,
-        ge=0,
-        le=1,
-        description="If the database refuses the content of more than this share of a batch, it is taken"
-        " for an outage: the worker waits, and nothing becomes a dead letter.",
-    )
-    rejected_always: int = Field(
-        default=10, ge=1, description="So many refused records of a batch never count as an outage."
     )
 
     @field_validator("url")
@@ -56,9 +46,14 @@ class DatabaseSettings(BaseModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> DatabaseSettings:
-        if not self.lock_timeout_s <= self.statement_timeout_s <= self.transaction_timeout_s:
+        if (
+            not self.lock_timeout_seconds
+            <= self.statement_timeout_seconds
+            <= self.transaction_timeout_seconds
+        ):
             raise ValueError(
-                "lock_timeout_s must not be above statement_timeout_s, nor that above transaction_timeout_s"
+                "lock_timeout_seconds must not be above statement_timeout_seconds, nor that above"
+                " transaction_timeout_seconds"
             )
         return self
 

@@ -30,8 +30,8 @@ def settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Every process reads its configuration from environment variables and refuses to start on an unknown or"
-        " contradictory one. `NAME_FILE` in place of `NAME` reads the value from a file, for secrets."
+        "Every process reads its configuration from environment variables, and refuses to start on an unknown"
+        " or contradictory one. `NAME_FILE` in place of `NAME` reads the value from a file, for secrets."
         " `aggregator config show` prints what is in force.",
     ]
     for name, field in Settings.model_fields.items():
@@ -136,7 +136,7 @@ def main() -> int:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(content)
     if differing:
-        print(("differ: " if "--check" in sys.argv else "written: ") + ", ".join(differing))
+        sys.stdout.write(("differ: " if "--check" in sys.argv else "written: ") + ", ".join(differing) + "\n")
     return 1 if differing and "--check" in sys.argv else 0
 
 

@@ -96,7 +96,7 @@ async def read_body(
         reservation.require(int(declared))
     pieces: list[bytes] = []
     try:
-        async with asyncio.timeout(settings.read_timeout_s):
+        async with asyncio.timeout(settings.read_timeout_seconds):
             more = True
             while more:
                 message = await receive()
@@ -111,7 +111,7 @@ async def read_body(
     except TimeoutError:
         raise Refused(
             Reason.READ_TIMEOUT,
-            f"The request body did not arrive within {settings.read_timeout_s:g} seconds."
+            f"The request body did not arrive within {settings.read_timeout_seconds:g} seconds."
             " Send fewer events per request.",
         ) from None
     unpack.finish()

@@ -108,10 +108,10 @@ class Gateway:
         self._state = _State.DRAINING
 
     async def stop(self) -> None:
-        """Drain, wait for the requests in flight (at most `shutdown_grace_s`), stop the producer."""
+        """Drain, wait for the requests in flight (at most `shutdown_grace_seconds`), stop the producer."""
         self.begin_drain()
         try:
-            async with asyncio.timeout(self.settings.shutdown_grace_s):
+            async with asyncio.timeout(self.settings.shutdown_grace_seconds):
                 await self.in_flight.wait_idle()
         except TimeoutError:
             _LOGGER.error("requests still in flight at stop", requests=self.in_flight.requests)
@@ -201,7 +201,7 @@ class Gateway:
         return headers
 
     async def _append(self, records: list[NewRecord]) -> None:
-        timeout = self.settings.publish_timeout_s
+        timeout = self.settings.publish_timeout_seconds
         try:
             if not self._connected:
                 raise LogUnavailable

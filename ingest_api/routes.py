@@ -48,7 +48,7 @@ def publish_router(gateway: Gateway) -> APIRouter:
                     body, traceparent=traceparent.encode("latin-1") if traceparent else None
                 )
         except Refused as refused:
-            raise _problem(refused, gateway.settings.retry_after_s) from refused.__cause__
+            raise _problem(refused, gateway.settings.retry_after_seconds) from refused.__cause__
         return _answer(answer)
 
     return router

@@ -23,16 +23,20 @@ class IngestSettings(BaseModel):
         ge=1_024,
         description="Request bodies held at once, in bytes, over all requests; beyond it the answer is 503.",
     )
-    read_timeout_s: float = Field(10.0, gt=0, description="Seconds a client has to send its request body.")
-    publish_timeout_s: float = Field(10.0, gt=0, description="Seconds the log has to acknowledge.")
-    retry_after_s: float = Field(1.0, gt=0, description="Seconds a refused client is asked to wait (503).")
-    drain_delay_s: float = Field(
+    read_timeout_seconds: float = Field(
+        10.0, gt=0, description="Seconds a client has to send its request body."
+    )
+    publish_timeout_seconds: float = Field(10.0, gt=0, description="Seconds the log has to acknowledge.")
+    retry_after_seconds: float = Field(
+        1.0, gt=0, description="Seconds a refused client is asked to wait (503)."
+    )
+    drain_delay_seconds: float = Field(
         0.0,
         ge=0,
         description="Seconds between failing readiness and closing the port when the gateway is stopped, for"
         " load balancers to notice.",
     )
-    shutdown_grace_s: float = Field(
+    shutdown_grace_seconds: float = Field(
         22.0, gt=0, description="Seconds that requests in flight have to finish when the gateway is stopped."
     )
 
@@ -44,10 +48,11 @@ class IngestSettings(BaseModel):
                 f" ({self.max_body_bytes:,}), so the largest request could never be taken; raise the former"
                 " or lower the latter"
             )
-        if self.shutdown_grace_s < self.read_timeout_s + self.publish_timeout_s:
+        if self.shutdown_grace_seconds < self.read_timeout_seconds + self.publish_timeout_seconds:
             raise ValueError(
-                f"shutdown_grace_s ({self.shutdown_grace_s:g}) is shorter than read_timeout_s"
-                f" ({self.read_timeout_s:g}) plus publish_timeout_s ({self.publish_timeout_s:g}), so a stop"
-                " could cut off a request; raise the former or lower the latter two"
+                f"shutdown_grace_seconds ({self.shutdown_grace_seconds:g}) is shorter than"
+                f" read_timeout_seconds ({self.read_timeout_seconds:g}) plus publish_timeout_seconds"
+                f" ({self.publish_timeout_seconds:g}), so a stop could cut off a request;"
+                " raise the former or lower the latter two"
             )
         return self

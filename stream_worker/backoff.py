@@ -9,7 +9,9 @@ import random
 class Backoff:
     """Exponential waits with full jitter, so that workers that failed together do not return together."""
 
-    def __init__(self, minimum_s: float, maximum_s: float, random_source: random.Random | None = None) -> None:
+    def __init__(
+        self, minimum_s: float, maximum_s: float, random_source: random.Random | None = None
+    ) -> None:
         self._minimum = minimum_s
         self._maximum = maximum_s
         self._random = random_source or random.Random()

@@ -42,7 +42,7 @@ def _decode(record: Record | UndecodableRecord) -> ValidRecord | InvalidRecord:
 
 
 def _received_at(headers: Headers) -> dt.datetime | None:
-    """When the gateway took the event. A header that cannot be read is as good as none: it is not the event."""
+    """When the gateway took the event. A header that cannot be read is as good as none."""
     for name, value in headers:
         if name == "received_at" and value is not None:
             try:

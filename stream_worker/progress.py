@@ -82,7 +82,11 @@ class Progress:
         """The position itself if the log still holds it, else the start of a new incarnation."""
         if position.next_offset < held.beginning:
             return await self._begin_incarnation(
-                position, held.beginning, gap_from=position.next_offset, gap_to=held.beginning, reason="expired"
+                position,
+                held.beginning,
+                gap_from=position.next_offset,
+                gap_to=held.beginning,
+                reason="expired",
             )
         if position.next_offset > held.end:
             return await self._begin_incarnation(
@@ -141,7 +145,9 @@ class Progress:
             consumer.seek(partition, beginning)
         return Poll(
             records=[
-                r for r in poll.records if r.partition not in recreated and (r.partition, r.offset) not in dropped
+                r
+                for r in poll.records
+                if r.partition not in recreated and (r.partition, r.offset) not in dropped
             ],
             next_offsets={p: n for p, n in poll.next_offsets.items() if p not in recreated},
         )

@@ -59,7 +59,9 @@ async def run_worker(
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(work(), name="worker")
-            group.create_task(_every(settings.heartbeat_interval_seconds, [heartbeat], finished), name="heartbeat")
+            group.create_task(
+                _every(settings.heartbeat_interval_seconds, [heartbeat], finished), name="heartbeat"
+            )
             group.create_task(
                 _every(settings.housekeeping_interval_seconds, housekeeping, finished), name="housekeeping"
             )

@@ -14,23 +14,30 @@ class WorkerSettings(BaseModel):
         5_000, gt=0, le=50_000, description="Most records stored in one transaction."
     )
     poll_timeout_seconds: float = Field(
-        0.5, gt=0, le=10, description="Longest wait for the first record of a batch; also the delay of a stop."
-    )
-    backoff_min_seconds: float = Field(0.1, gt=0, description="First wait after a transient error; doubles each time.")
-    backoff_max_seconds: float = Field(10.0, gt=0, description="Longest wait between two tries.")
-    max_rejected_share: float = Field(
         0.5,
         gt=0,
-        le=1,
-        description="If the database refuses a larger share of a batch than this, that is taken for an outage:"
-        " the worker waits instead of dead-lettering.",
+        le=10,
+        description="Longest wait for the first record of a batch; also the delay of a stop.",
     )
-    min_rejected_records: int = Field(
-        20, ge=1, description="Up to this many refused records in a batch are always dead-lettered."
+    backoff_min_seconds: float = Field(
+        0.1, gt=0, description="First wait after a transient error; doubles each time."
+    )
+    backoff_max_seconds: float = Field(10.0, gt=0, description="Longest wait between two tries.")
+    rejected_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="If the database refuses the content of more than this share of a batch, that is taken for"
+        " an outage: the worker waits, and nothing becomes a dead letter.",
+    )
+    rejected_always: int = Field(
+        10, ge=1, description="So many refused records of a batch never count as an outage."
     )
     heartbeat_interval_seconds: float = Field(
         5.0, gt=0, description="How often the worker says in the database that it is alive."
     )
     housekeeping_interval_seconds: float = Field(
-        3_600.0, gt=0, description="How often partitions are created ahead of time and the embedded log is trimmed."
+        3_600.0,
+        gt=0,
+        description="How often partitions are created ahead of time and the embedded log is trimmed.",
     )

@@ -64,15 +64,15 @@ class Worker:
         self._backoff = Backoff(settings.backoff_min_seconds, settings.backoff_max_seconds)
 
     def stop(self) -> None:
-        """Ask the worker to drain: it finishes the batch in flight, leaves the group and returns from `run`."""
+        """Ask the worker to drain: finish the batch in flight, leave the group, return from `run`."""
         self._stop.set()
 
     async def run(self) -> None:
         """Work until `stop`.
 
         Raises:
-            SchemaMismatch, LogMisconfigured: an operator has to act first. A missing topic is waited for: whether
-                it exists is checked at boot, and later it can be gone only to be created again.
+            SchemaMismatch, LogMisconfigured: an operator has to act first. A missing topic is waited for:
+                whether it exists is checked at boot, and later it can be gone only to be created again.
         """
         consumer = self._log.consumer(self)
         try:
@@ -144,24 +144,12 @@ class Worker:
             return await asyncio.to_thread(self._store.write, self._set_aside(batch, rejected))
 
     def _set_aside(self, batch: Batch, rejected: list[Rejected]) -> Batch:
-        """The batch with the refused records as dead letters.
-
-        Raises:
-            StoreUnavailable: too many are refused for it to be the records' fault, or none.
-        """
-        limit = max(
-            self._settings.min_rejected_records, self._settings.max_rejected_share * len(batch.records)
-        )
-        if not rejected or len(rejected) > limit:
-            raise StoreUnavailable(
-                f"The database refuses {len(rejected)} of {len(batch.records)} records of a batch;"
-                " that is taken for a fault of the database, and nothing is dead-lettered."
-            )
+        """The batch with the refused records as dead letters."""
         records = list(batch.records)
         for refusal in rejected:
             record = records[refusal.index]
             if isinstance(record, InvalidRecord):
-                raise StoreUnavailable("The database refuses a dead letter: " + refusal.error)
+                raise StoreUnavailable(f"The database refuses a dead letter: {refusal.error}")
             records[refusal.index] = InvalidRecord(
                 record.at, DATABASE_REASON, refusal.error, record.event.topic, record.event.event_id
             )
@@ -170,7 +158,7 @@ class Worker:
     async def _retrying(self, step: Callable[[], Awaitable[_T]]) -> _T | None:
         """Take a step until it succeeds, waiting with jitter after transient trouble; None once stopping.
 
-        After any trouble every position is forgotten, so that nothing goes on from where it only seemed to be.
+        After any trouble every position is forgotten, so that nothing goes on from where it seemed to be.
         """
         while not self._stop.is_set():
             try:

@@ -19,12 +19,12 @@ class HttpServer(uvicorn.Server):
     """Serves one application until SIGTERM, SIGINT or `should_exit`.
 
     A signal first calls `on_drain`, so that readiness fails and new work is refused, and stops the server
-    `drain_delay_s` later; a second signal stops it at once. Requests in flight then have `shutdown_grace_s`
-    to finish, after which the application's lifespan ends.
+    `drain_delay_seconds` later; a second signal stops it at once. Requests in flight then have
+    `shutdown_grace_seconds` to finish, after which the application's lifespan ends.
 
     Args:
         host, port: where to listen; port 0 picks a free one.
-        shutdown_grace_s: rounded up to whole seconds.
+        shutdown_grace_seconds: rounded up to whole seconds.
         on_drain: has to be quick and must not raise; it runs inside the signal's delivery.
     """
 
@@ -34,28 +34,28 @@ class HttpServer(uvicorn.Server):
         *,
         host: str,
         port: int,
-        shutdown_grace_s: float,
+        shutdown_grace_seconds: float,
         on_drain: Callable[[], None] = lambda: None,
-        drain_delay_s: float = 0.0,
-        header_timeout_s: float = HEADER_TIMEOUT_S,
+        drain_delay_seconds: float = 0.0,
+        header_timeout_seconds: float = HEADER_TIMEOUT_S,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
                 host=host,
                 port=port,
-                http=_protocol(header_timeout_s),
+                http=_protocol(header_timeout_seconds),
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=max(1, -int(-shutdown_grace_s // 1)),
+                timeout_graceful_shutdown=max(1, -int(-shutdown_grace_seconds // 1)),
             )
         )
         self._on_drain = on_drain
-        self._drain_delay_s = drain_delay_s
+        self._drain_delay_seconds = drain_delay_seconds
         self._draining = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -67,10 +67,10 @@ class HttpServer(uvicorn.Server):
         """Announce the stop; it follows after the drain delay."""
         self._draining = True
         self._on_drain()
-        if self._loop is None or self._drain_delay_s <= 0:
+        if self._loop is None or self._drain_delay_seconds <= 0:
             self.should_exit = True
         else:
-            self._loop.call_later(self._drain_delay_s, self._exit)
+            self._loop.call_later(self._drain_delay_seconds, self._exit)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._draining or self._loop is None:
@@ -84,7 +84,7 @@ class HttpServer(uvicorn.Server):
         self.should_exit = True
 
 
-def _protocol(header_timeout_s: float) -> type[HttpToolsProtocol]:
+def _protocol(header_timeout_seconds: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, closing connections whose request head does not arrive in time."""
 
     class Protocol(HttpToolsProtocol):
@@ -108,7 +108,7 @@ def _protocol(header_timeout_s: float) -> type[HttpToolsProtocol]:
 
         def _expect_head(self) -> None:
             if self._head_deadline is None:
-                self._head_deadline = self.loop.call_later(header_timeout_s, self._head_overdue)
+                self._head_deadline = self.loop.call_later(header_timeout_seconds, self._head_overdue)
 
         def _head_arrived(self) -> None:
             if self._head_deadline is not None:

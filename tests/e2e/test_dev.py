@@ -104,7 +104,7 @@ def test_events_are_counted_exactly_across_restarts_and_repetition(dev: Dev) -> 
 
 def test_the_real_data_arrives_exactly(dev: Dev) -> None:
     path = real_events()
-    lines = len(gzip.open(path).read().splitlines())
+    lines = len(gzip.decompress(path.read_bytes()).splitlines())
     with dev.running():
         sent = dev.send(str(path), "--duplicates", "0.2")
         assert sent["unique"] == lines
@@ -112,7 +112,11 @@ def test_the_real_data_arrives_exactly(dev: Dev) -> None:
         assert counts(stats) == (lines + sent["duplicates"], lines, sent["duplicates"], 0, 0)
         again = dev.send("-", stdin=path.read_bytes())
         assert again["unique"] == lines
-        assert counts(dev.settled())[:3] == (2 * lines + sent["duplicates"], lines, lines + sent["duplicates"])
+        assert counts(dev.settled())[:3] == (
+            2 * lines + sent["duplicates"],
+            lines,
+            lines + sent["duplicates"],
+        )
         exported = 0
         with httpx.stream("GET", f"{dev.url}/events/export", timeout=60) as export:
             for line in export.iter_lines():
@@ -145,7 +149,7 @@ def test_kill_9_at_any_moment_loses_no_acknowledged_event_and_no_count(dev: Dev)
             with dev.running() as process:
                 before = len(acknowledged)
                 enough = before + moments.randint(40, 800)
-                wait_until(lambda enough=enough: len(acknowledged) >= enough, 30.0, "more events", process)
+                _wait_for_more(acknowledged, enough, process)
                 process.kill()
     finally:
         stopping.set()
@@ -158,6 +162,10 @@ def test_kill_9_at_any_moment_loses_no_acknowledged_event_and_no_count(dev: Dev)
     assert acknowledged <= stored
     assert stored <= {str(n) for n in range(attempted)}
     assert counts(stats) == (len(stored), len(stored), 0, 0, 0)
+
+
+def _wait_for_more(acknowledged: set[str], enough: int, process: Process) -> None:
+    wait_until(lambda: len(acknowledged) >= enough, 30.0, f"{enough} acknowledged events", process)
 
 
 def test_an_event_can_be_read_back_with_its_story(dev: Dev) -> None:
@@ -176,7 +184,9 @@ def test_the_curl_line_it_prints_works_when_pasted(dev: Dev) -> None:
         printed = process.output()
         start = printed.index("curl ")
         command = printed[start : printed.index("\n\n", start)]
-        done = subprocess.run(["sh", "-c", command + " -s"], capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(
+            ["sh", "-c", command + " -s"], capture_output=True, text=True, timeout=20, check=True
+        )
         assert json.loads(done.stdout)["accepted"] == 1
         assert counts(dev.settled()) == (1, 1, 0, 0, 0)
 
@@ -193,7 +203,9 @@ def test_what_it_prints_names_every_place_a_newcomer_needs(dev: Dev) -> None:
 def test_ephemeral_leaves_nothing_behind(dev: Dev) -> None:
     with dev.running("--ephemeral") as process:
         printed = process.output()
-        directory = next(Path(word) for word in printed.split() if "aggregator-" in word and word.startswith("/"))
+        directory = next(
+            Path(word) for word in printed.split() if "aggregator-" in word and word.startswith("/")
+        )
         assert directory.exists()
         assert process.terminate() == 0
     assert not directory.exists()

@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.postgres]
 
 
 @pytest.fixture
-def deployment(
-    tmp_path: Path, kafka_bootstrap: str, kafka_topic: str, postgres_url: str
-) -> Iterator[Deployment]:
-    yield Deployment(tmp_path, kafka_bootstrap, kafka_topic, postgres_url)
+def deployment(tmp_path: Path, kafka_bootstrap: str, kafka_topic: str, postgres_url: str) -> Deployment:
+    return Deployment(tmp_path, kafka_bootstrap, kafka_topic, postgres_url)
 
 
 def event(topic: str, number: int, **payload: Any) -> bytes:
@@ -68,7 +65,9 @@ def test_events_over_http_are_stored_once_by_two_workers(deployment: Deployment)
         assert {p["lag"] for p in partitions} == {0}
         for process in (gateway, first, second, admin):
             assert process.terminate() == 0
-    assert deployment.query("SELECT count(*), count(DISTINCT (topic, event_id)) FROM events") == [(3000, 3000)]
+    assert deployment.query("SELECT count(*), count(DISTINCT (topic, event_id)) FROM events") == [
+        (3000, 3000)
+    ]
 
 
 def test_a_kill_between_database_and_offset_commit_counts_nothing_twice(deployment: Deployment) -> None:
@@ -129,7 +128,9 @@ def test_a_gateway_without_a_broker_says_503_and_recovers_on_its_own(
     tmp_path: Path, kafka_process: KafkaCluster
 ) -> None:
     # The database is named and never used: the gateway does not know it.
-    deployment = Deployment(tmp_path, kafka_process.bootstrap, f"events-{tmp_path.name}", "postgresql://nowhere/x")
+    deployment = Deployment(
+        tmp_path, kafka_process.bootstrap, f"events-{tmp_path.name}", "postgresql://nowhere/x"
+    )
     deployment.environment["AGGREGATOR_KAFKA__START_TIMEOUT_SECONDS"] = "2"
     deployment.run("topics", "create")
     kafka_process.kill()
@@ -172,7 +173,9 @@ def test_a_role_without_its_setting_refuses_to_start(
 
 
 @pytest.mark.parametrize("role", ["gateway", "worker"])
-def test_a_missing_topic_is_refused_with_the_command_that_creates_it(deployment: Deployment, role: str) -> None:
+def test_a_missing_topic_is_refused_with_the_command_that_creates_it(
+    deployment: Deployment, role: str
+) -> None:
     deployment.environment["AGGREGATOR_KAFKA__TOPIC"] += "-absent"
     assert "aggregator topics create" in deployment.run(role, status=1)
 

@@ -26,25 +26,6 @@ MINUTE = dt.timedelta(minutes=1)
 
 
 @pytest.fixture
-def writer(store_url: str) -> Iterator[Engine]:
-    engine = open_store(store_url)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def reader(store_url: str) -> Iterator[Engine]:
-    engine = open_store(store_url, read_only=True)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def fill(writer: Engine) -> StoreFiller:
-    return StoreFiller(writer)
-
-
-@pytest.fixture
 def queries(reader: Engine) -> EventQueries:
     return EventQueries(reader, timeout=10, max_page_bytes=UNBOUNDED)
 

@@ -49,7 +49,7 @@ class TestBody:
             assert (await gateway.publish(chunks())).status_code == 200
 
     async def test_trickled_body_ends_at_the_deadline_with_408_and_a_closed_connection(self) -> None:
-        settings = IngestSettings(read_timeout_s=0.3)
+        settings = IngestSettings(read_timeout_seconds=0.3)
         async with running(settings=settings) as gateway, raw_connection(gateway.server) as connection:
             await connection.send(head("content-length: 1000") + b"{")
             response = await connection.response()
@@ -59,12 +59,18 @@ class TestBody:
             assert gateway.gateway.in_flight.bytes == 0
 
     async def test_trickled_head_ends_with_a_closed_connection(self) -> None:
-        async with running(header_timeout_s=0.3) as gateway, raw_connection(gateway.server) as connection:
+        async with (
+            running(header_timeout_seconds=0.3) as gateway,
+            raw_connection(gateway.server) as connection,
+        ):
             await connection.send(b"POST /publish HTTP/1.1\r\nhost: x\r\n")
             assert await connection.closed_by_peer()
 
     async def test_silent_connection_is_closed(self) -> None:
-        async with running(header_timeout_s=0.3) as gateway, raw_connection(gateway.server) as connection:
+        async with (
+            running(header_timeout_seconds=0.3) as gateway,
+            raw_connection(gateway.server) as connection,
+        ):
             assert await connection.closed_by_peer()
 
     async def test_disconnect_while_sending_gives_back_what_was_reserved(self) -> None:

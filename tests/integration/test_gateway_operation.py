@@ -56,7 +56,7 @@ class TestLog:
             assert (response.status_code, response.json()["code"]) == (413, "event_too_large")
 
     async def test_producer_that_hangs_is_answered_within_the_deadline(self) -> None:
-        async with running(settings=IngestSettings(publish_timeout_s=0.1)) as gateway:
+        async with running(settings=IngestSettings(publish_timeout_seconds=0.1)) as gateway:
             gateway.producer.gate.clear()
             response = await gateway.publish(encode(event()))
             assert (response.status_code, response.json()["code"]) == (503, "outcome_unknown")
@@ -93,7 +93,7 @@ class TestBackpressure:
     """Bodies in flight are bounded over all requests."""
 
     async def test_requests_beyond_the_bytes_in_flight_are_refused_at_once_and_others_go_on(self) -> None:
-        settings = IngestSettings(max_body_bytes=2_000, max_in_flight_bytes=3_000, retry_after_s=2.5)
+        settings = IngestSettings(max_body_bytes=2_000, max_in_flight_bytes=3_000, retry_after_seconds=2.5)
         async with running(settings=settings) as gateway:
             gateway.producer.gate.clear()
             body = encode(event(payload={"a": "x" * 1_500}))
@@ -126,7 +126,7 @@ class TestDrain:
         assert (gateway.readiness().ready, gateway.readiness().status) == (False, "starting")
 
     async def test_drain_refuses_new_requests_and_finishes_those_in_flight(self) -> None:
-        async with running(drain_delay_s=30) as gateway:
+        async with running(drain_delay_seconds=30) as gateway:
             gateway.producer.gate.clear()
             in_flight = asyncio.create_task(gateway.publish(encode(event())))
             await gateway.producer.entered.wait()

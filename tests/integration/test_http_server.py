@@ -31,8 +31,8 @@ async def main():
     gateway = Gateway(producer, IngestSettings())
     listener = socket.create_server(("127.0.0.1", 0))
     server = HttpServer(
-        create_gateway_app(gateway), host="127.0.0.1", port=0, shutdown_grace_s=10,
-        drain_delay_s=float(sys.argv[1]), on_drain=gateway.begin_drain,
+        create_gateway_app(gateway), host="127.0.0.1", port=0, shutdown_grace_seconds=10,
+        drain_delay_seconds=float(sys.argv[1]), on_drain=gateway.begin_drain,
     )
     async def open_gate():
         print(listener.getsockname()[1], flush=True)
@@ -49,12 +49,12 @@ asyncio.run(main())
 
 
 @contextlib.asynccontextmanager
-async def server_process(drain_delay_s: float) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def server_process(drain_delay_seconds: float) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
         SERVER,
-        str(drain_delay_s),
+        str(drain_delay_seconds),
         cwd=REPOSITORY,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -82,7 +82,10 @@ async def readiness_lost(http: httpx.AsyncClient) -> httpx.Response:
 
 
 async def test_first_signal_drains_and_the_request_in_flight_is_answered() -> None:
-    async with server_process(drain_delay_s=0.5) as (process, url), httpx.AsyncClient(base_url=url) as http:
+    async with (
+        server_process(drain_delay_seconds=0.5) as (process, url),
+        httpx.AsyncClient(base_url=url) as http,
+    ):
         publish = asyncio.create_task(http.post("/publish", json=event(), timeout=20))
         assert await line(process) == "publishing"
         process.send_signal(signal.SIGTERM)
@@ -101,7 +104,10 @@ async def test_first_signal_drains_and_the_request_in_flight_is_answered() -> No
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 async def test_second_signal_does_not_wait_for_the_drain_delay(first: signal.Signals) -> None:
-    async with server_process(drain_delay_s=60) as (process, url), httpx.AsyncClient(base_url=url) as http:
+    async with (
+        server_process(drain_delay_seconds=60) as (process, url),
+        httpx.AsyncClient(base_url=url) as http,
+    ):
         assert (await http.get("/readyz")).status_code == 200
         process.send_signal(first)
         await readiness_lost(http)
@@ -112,7 +118,7 @@ async def test_second_signal_does_not_wait_for_the_drain_delay(first: signal.Sig
 
 async def test_answer_bytes_survive_a_body_that_is_refused_unread() -> None:
     # The rest of a refused body is read and dropped, so that the client gets to see the answer.
-    async with server_process(drain_delay_s=0) as (_, url), httpx.AsyncClient(base_url=url) as http:
+    async with server_process(drain_delay_seconds=0) as (_, url), httpx.AsyncClient(base_url=url) as http:
         body = encode([event()]) + b" " * (11 * 1024 * 1024)
         for _ in range(5):
             response = await http.post(

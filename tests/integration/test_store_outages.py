@@ -103,7 +103,11 @@ def test_a_commit_without_an_answer_ends_in_time_and_the_position_tells_its_outc
     try:
         through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
         engine = opened(
-            through, transaction_timeout_s=2, statement_timeout_s=1, lock_timeout_s=1, pool_size=1
+            through,
+            transaction_timeout_seconds=2,
+            statement_timeout_seconds=1,
+            lock_timeout_seconds=1,
+            pool_size=1,
         )
         store = EventStore(engine, "events")
         # The first batch of a connection has one commit more, for its staging table.
@@ -141,7 +145,7 @@ def test_a_lock_held_by_another_session_is_waited_for_and_then_an_outage(
     postgres_url: str, opened: Open
 ) -> None:
     log = PartitionLog()
-    store = EventStore(opened(postgres_url, lock_timeout_s=0.2), "events")
+    store = EventStore(opened(postgres_url, lock_timeout_seconds=0.2), "events")
     store.positions({0: 0})
     batch = log.batch([log.event("a")])
     with psycopg.connect(postgres_url) as other:
@@ -183,7 +187,7 @@ def test_a_crashed_server_is_an_outage_until_it_is_back(postgres_server: Server,
         pytest.skip("the server of this run is not ours to stop")
     own = ProcessServer(postgres_server.binaries)
     try:
-        engine = opened(create_database(own.url, "crash"), connect_timeout_s=2)
+        engine = opened(create_database(own.url, "crash"), connect_timeout_seconds=2)
         upgrade(engine)
         log = PartitionLog()
         store = EventStore(engine, "events")
@@ -204,7 +208,9 @@ def test_a_crashed_server_is_an_outage_until_it_is_back(postgres_server: Server,
 
 @pytest.mark.postgres
 def test_a_session_has_the_settings_promised(postgres_url: str, opened: Open) -> None:
-    engine = opened(postgres_url, statement_timeout_s=9, lock_timeout_s=3, transaction_timeout_s=14)
+    engine = opened(
+        postgres_url, statement_timeout_seconds=9, lock_timeout_seconds=3, transaction_timeout_seconds=14
+    )
     expected = {
         "TimeZone": "UTC",
         "statement_timeout": "9s",
@@ -237,7 +243,7 @@ def test_a_missing_schema_is_named(tmp_path: Path, opened: Open) -> None:
 
 
 def test_sqlite_is_durable_and_has_one_writer(sqlite_url: str, opened: Open) -> None:
-    engine = opened(sqlite_url, lock_timeout_s=0.1, statement_timeout_s=1)
+    engine = opened(sqlite_url, lock_timeout_seconds=0.1, statement_timeout_seconds=1)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
@@ -248,7 +254,7 @@ def test_sqlite_is_durable_and_has_one_writer(sqlite_url: str, opened: Open) -> 
 
 def test_another_process_writing_to_sqlite_is_waited_for(sqlite_url: str, opened: Open) -> None:
     log = PartitionLog()
-    store = EventStore(opened(sqlite_url, lock_timeout_s=0.1, statement_timeout_s=1), "events")
+    store = EventStore(opened(sqlite_url, lock_timeout_seconds=0.1, statement_timeout_seconds=1), "events")
     store.positions({0: 0})
     batch = log.batch([log.event("a")])
     other = sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)

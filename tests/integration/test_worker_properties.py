@@ -1,5 +1,5 @@
-"""Random histories through the worker: events, duplicates, conflicts, invalid records, crashes at every point,
-redelivery and zombies. Whatever the order, the promises hold."""
+"""Random histories through the worker: events, duplicates, conflicts, invalid records, crashes at every
+point, redelivery and zombies. Whatever the order, the promises hold."""
 
 from __future__ import annotations
 
@@ -56,13 +56,22 @@ class CrashingStore(EventStore):
 
 
 TOPICS = ("orders", "naïve ☃")
-BROKEN = (b"", b"{", b"\xff\xfe", b"[]", b'{"topic": "orders"}', b'{"topic": "orders", "event_id": "\\u0000"}')
+BROKEN = (
+    b"",
+    b"{",
+    b"\xff\xfe",
+    b"[]",
+    b'{"topic": "orders"}',
+    b'{"topic": "orders", "event_id": "\\u0000"}',
+)
 
 valid = st.tuples(
     st.just("valid"), st.sampled_from(TOPICS), st.integers(0, 5), st.sampled_from((0, 0, 0, 1)), st.booleans()
 )
 broken = st.tuples(st.just("broken"), st.integers(0, len(BROKEN) - 1))
-publish = st.tuples(st.just("publish"), st.lists(st.one_of(valid, valid, valid, broken), min_size=1, max_size=12))
+publish = st.tuples(
+    st.just("publish"), st.lists(st.one_of(valid, valid, valid, broken), min_size=1, max_size=12)
+)
 work = st.tuples(st.just("work"), st.integers(1, 3))
 crash = st.tuples(st.just("crash"), st.sampled_from(("before store", "after store", "before commit")))
 zombie = st.tuples(st.just("zombie"), st.integers(0, 20))
@@ -199,8 +208,8 @@ class Run:
             letters = connection.execute(text("SELECT record_value FROM dead_letters")).scalars().all()
             counts = connection.execute(
                 text(
-                    "SELECT topic, sum(received) AS received, sum(stored) AS stored, sum(duplicate) AS duplicate,"
-                    " sum(conflict) AS conflict, sum(dead_lettered) AS dead_lettered"
+                    "SELECT topic, sum(received) AS received, sum(stored) AS stored,"
+                    " sum(duplicate) AS duplicate, sum(conflict) AS conflict, sum(dead_lettered) AS dead_lettered"
                     " FROM verdict_counts GROUP BY topic"
                 )
             ).all()
@@ -212,10 +221,12 @@ class Run:
         assert len(events) == len(self.model.first) == keys
         assert Counter(bytes(value) for value in letters) == self.model.letters
         assert {
-            row.topic: {name: int(getattr(row, name)) for name in row._fields if name != "topic"} for row in counts
+            row.topic: {name: int(getattr(row, name)) for name in row._fields if name != "topic"}
+            for row in counts
         } == {
             topic: {
-                name: verdicts[name] for name in ("received", "stored", "duplicate", "conflict", "dead_lettered")
+                name: verdicts[name]
+                for name in ("received", "stored", "duplicate", "conflict", "dead_lettered")
             }
             for topic, verdicts in self.model.counts.items()
         }
@@ -229,7 +240,9 @@ def engine(store_url: str) -> Iterator[Engine]:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(steps=history)
 def test_every_history_ends_with_exact_verdicts(engine: Engine, steps: Any) -> None:

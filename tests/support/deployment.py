@@ -27,7 +27,9 @@ from tests.support.processes import (
 class Deployment:
     """Addresses and settings of one deployment; starts roles of it."""
 
-    def __init__(self, directory: Path, bootstrap: str, topic: str, database_url: str, **settings: str) -> None:
+    def __init__(
+        self, directory: Path, bootstrap: str, topic: str, database_url: str, **settings: str
+    ) -> None:
         self.directory = directory
         self.database_url = database_url
         self.gateway_port = free_port()

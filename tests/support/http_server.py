@@ -32,9 +32,9 @@ class RunningServer:
 async def running_server(
     app: FastAPI,
     *,
-    shutdown_grace_s: float = 5.0,
-    drain_delay_s: float = 0.0,
-    header_timeout_s: float = 10.0,
+    shutdown_grace_seconds: float = 5.0,
+    drain_delay_seconds: float = 0.0,
+    header_timeout_seconds: float = 10.0,
     on_drain: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[RunningServer]:
     """Serve the application until the block is left, with its lifespan."""
@@ -44,9 +44,9 @@ async def running_server(
         app,
         host="127.0.0.1",
         port=0,
-        shutdown_grace_s=shutdown_grace_s,
-        drain_delay_s=drain_delay_s,
-        header_timeout_s=header_timeout_s,
+        shutdown_grace_seconds=shutdown_grace_seconds,
+        drain_delay_seconds=drain_delay_seconds,
+        header_timeout_seconds=header_timeout_seconds,
         on_drain=on_drain,
     )
     task = asyncio.create_task(server.serve([listener]), name="test-http-server")

@@ -68,7 +68,9 @@ class Process:
         try:
             return self._child.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"{self.name} did not end within {timeout} s:\n{self.output()[-4000:]}") from None
+            raise AssertionError(
+                f"{self.name} did not end within {timeout} s:\n{self.output()[-4000:]}"
+            ) from None
 
     def close(self) -> None:
         """End the process, if it still runs, without asking."""
@@ -97,7 +99,9 @@ def free_port() -> int:
         return port
 
 
-def wait_until(condition: Callable[[], _T | None], timeout: float, what: str, process: Process | None = None) -> _T:
+def wait_until(
+    condition: Callable[[], _T | None], timeout: float, what: str, process: Process | None = None
+) -> _T:
     """Ask until the condition gives something true, and return that.
 
     Raises:
@@ -111,7 +115,9 @@ def wait_until(condition: Callable[[], _T | None], timeout: float, what: str, pr
         ended = process is not None and process.returncode is not None
         if ended or time.monotonic() > deadline:
             told = f"\n{process.name}:\n{process.output()[-4000:]}" if process else ""
-            raise AssertionError(f"{'the process ended before' if ended else f'not within {timeout} s'}: {what}{told}")
+            raise AssertionError(
+                f"{'the process ended before' if ended else f'not within {timeout} s'}: {what}{told}"
+            )
         time.sleep(0.02)
 
 

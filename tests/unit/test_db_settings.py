@@ -49,10 +49,10 @@ def test_another_url_is_refused_without_repeating_it(url: str) -> None:
 
 
 def test_timeouts_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ValidationError, match="lock_timeout_s must not be above"):
-        settings("sqlite:///x.db", lock_timeout_s=5, statement_timeout_s=4)
-    with pytest.raises(ValidationError, match="lock_timeout_s must not be above"):
-        settings("sqlite:///x.db", statement_timeout_s=12, transaction_timeout_s=11)
+    with pytest.raises(ValidationError, match="lock_timeout_seconds must not be above"):
+        settings("sqlite:///x.db", lock_timeout_seconds=5, statement_timeout_seconds=4)
+    with pytest.raises(ValidationError, match="lock_timeout_seconds must not be above"):
+        settings("sqlite:///x.db", statement_timeout_seconds=12, transaction_timeout_seconds=11)
 
 
 def test_no_repr_and_no_log_shows_the_password(caplog: pytest.LogCaptureFixture) -> None:

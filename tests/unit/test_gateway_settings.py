@@ -20,10 +20,10 @@ def test_defaults_agree_with_each_other() -> None:
     ("changes", "sentence"),
     [
         ({"max_in_flight_bytes": 5_000}, "could never be taken"),
-        ({"publish_timeout_s": 60}, "could cut off a request"),
-        ({"shutdown_grace_s": 1}, "could cut off a request"),
+        ({"publish_timeout_seconds": 60}, "could cut off a request"),
+        ({"shutdown_grace_seconds": 1}, "could cut off a request"),
         ({"max_events": 0}, "max_events"),
-        ({"retry_after_s": 0}, "retry_after_s"),
+        ({"retry_after_seconds": 0}, "retry_after_seconds"),
         ({"unknown": 1}, "unknown"),
     ],
 )

@@ -37,8 +37,16 @@ def test_nested_names_reach_their_component(monkeypatch: pytest.MonkeyPatch) -> 
     [
         ("AGGREGATOR_KAFAK__TOPIC", "x", "Unknown setting(s) AGGREGATOR_KAFAK__TOPIC"),
         ("AGGREGATOR_WORKER__BATCH", "1", "AGGREGATOR_WORKER__BATCH is not a setting"),
-        ("AGGREGATOR_WORKER__MAX_BATCH_RECORDS", "0", "AGGREGATOR_WORKER__MAX_BATCH_RECORDS: Input should be"),
-        ("AGGREGATOR_WORKER__MAX_BATCH_RECORDS", "many", "AGGREGATOR_WORKER__MAX_BATCH_RECORDS: Input should be"),
+        (
+            "AGGREGATOR_WORKER__MAX_BATCH_RECORDS",
+            "0",
+            "AGGREGATOR_WORKER__MAX_BATCH_RECORDS: Input should be",
+        ),
+        (
+            "AGGREGATOR_WORKER__MAX_BATCH_RECORDS",
+            "many",
+            "AGGREGATOR_WORKER__MAX_BATCH_RECORDS: Input should be",
+        ),
         ("AGGREGATOR_KAFKA__TOPIC", "x", "AGGREGATOR_KAFKA__BOOTSTRAP_SERVERS is not set"),
         ("AGGREGATOR_DATABASE__URL", "mysql://secret@host/x", "AGGREGATOR_DATABASE__URL"),
     ],
@@ -60,7 +68,9 @@ def test_a_secret_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "hidden" not in repr(database)
 
 
-def test_a_value_and_a_file_for_it_contradict_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_value_and_a_file_for_it_contradict_each_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("AGGREGATOR_DATABASE__URL", "postgresql://host/name")
     monkeypatch.setenv("AGGREGATOR_DATABASE__URL_FILE", str(tmp_path / "url"))
     with pytest.raises(SettingsError, match="remove one of them"):

@@ -19,7 +19,9 @@ EVENT = {
 }
 
 
-def record(value: bytes | None, *, offset: int = 7, headers: tuple[tuple[str, bytes | None], ...] = ()) -> Record:
+def record(
+    value: bytes | None, *, offset: int = 7, headers: tuple[tuple[str, bytes | None], ...] = ()
+) -> Record:
     return Record(partition=3, offset=offset, timestamp_ms=-1, key=None, value=value, headers=headers)
 
 
@@ -73,7 +75,11 @@ def test_an_unreadable_received_at_header_does_not_cost_the_event(header: bytes 
 
 
 def test_the_first_received_at_header_is_taken() -> None:
-    headers = (("x", b"1"), ("received_at", b"2026-01-01T00:00:00.5Z"), ("received_at", b"2027-01-01T00:00:00Z"))
+    headers = (
+        ("x", b"1"),
+        ("received_at", b"2026-01-01T00:00:00.5Z"),
+        ("received_at", b"2027-01-01T00:00:00Z"),
+    )
     [valid] = decode_records([record(event(), headers=headers)])
     assert isinstance(valid, ValidRecord)
     assert valid.at.received_at is not None
