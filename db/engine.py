@@ -43,12 +43,12 @@ def open_engine(settings: DatabaseSettings, *, application_name: str, read_only:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
+def transaction(engine: Engine, *, patience: int = 1) -> Iterator[Connection]:
     """A transaction: committed at the end of the block, rolled back by an exception.
 
-    It ends within the engine's `transaction_timeout_seconds`, commit included, whatever network and server
-    do: then the connection is cut, which looks like any other lost connection. (SQLite is not bounded: it
-    has no network, and waits for locks no longer than `lock_timeout_seconds`.)
+    It ends within the engine's `transaction_timeout_seconds` times `patience`, commit included, whatever the
+    network and the server do: then the connection is cut, which looks like any other lost connection. (SQLite
+    is not bounded: it has no network, and waits for locks no longer than `lock_timeout_seconds`.)
 
     Raises:
         StoreUnavailable: also when it is unknown whether the commit took place.
@@ -58,7 +58,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     with (
         translated(),
         _connect(engine) as connection,
-        _cut_after(seconds, connection.connection.driver_connection),
+        _cut_after(seconds and seconds * patience, connection.connection.driver_connection),
     ):
         try:
             with connection.begin():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -18,6 +18,9 @@ from db.engine import transaction
 from db.errors import FenceLost
 from db.models import DeadLetterRow, LogGapRow, PartitionProgressRow, WorkerRow
 from events.verdict import Verdict
+
+# Looking for refused records takes some thousand statements, and writes nothing that could be too late.
+_PATIENCE: Final = 3
 
 
 class Statements(Protocol):
@@ -140,7 +143,7 @@ class EventStore:
                 than `rejected_share` of the batch) that the database must be.
         """
         limit = max(self._rejected_always, int(self._rejected_share * len(batch.records)))
-        with transaction(self._engine) as connection:
+        with transaction(self._engine, patience=_PATIENCE) as connection:
             self._statements.prepare(connection)
 
             def probe(records: Sequence[ValidRecord]) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select, text
 from db.batch import Advance, Batch, InvalidRecord, Position, ValidRecord, WriteResult
 from db.dead_letters import encode_headers
 from db.engine import open_engine
-from db.errors import FenceLost, RowsRejected, StoreUnavailable
+from db.errors import FenceLost
 from db.event_store import EventStore
 from db.models import (
     Base,
@@ -339,62 +339,6 @@ def test_two_workers_with_the_same_events_count_each_once_and_never_deadlock(eng
     )
 
 
-def test_a_refused_record_is_found_and_nothing_is_written(
-    engine: Engine, store: EventStore, log: PartitionLog
-) -> None:
-    refuse_events_named(engine, "poison%")
-    records: list[ValidRecord | InvalidRecord] = [log.event(f"good-{number}") for number in range(40)]
-    records[7] = log.event("poison-7")
-    records[20] = log.invalid(b"{")
-    records[31] = log.event("poison-31")
-    records[33] = log.event("poison-31")
-    batch = log.batch(records)
-
-    with pytest.raises(RowsRejected):
-        store.write(batch)
-    found = store.find_rejected(batch)
-
-    assert [rejected.index for rejected in found] == [7, 31, 33]
-    assert all("not wanted" in rejected.error or "constraint" in rejected.error for rejected in found)
-    assert rows(engine, EventRow) == rows(engine, EventKeyRow) == rows(engine, DeadLetterRow) == []
-    kept = [record for index, record in enumerate(records) if index not in {7, 31, 33}]
-    assert verdicts(store.write(Batch(kept, batch.advances))) == (36, 0, 0, 1)
-
-
-def test_text_that_no_database_can_encode_is_a_refused_record(
-    engine: Engine, store: EventStore, log: PartitionLog
-) -> None:
-    good = log.event("good")
-    event = good.event
-    broken = decode_event(event_bytes("broken"))
-    fields = {name: getattr(broken, name) for name in broken.__struct_fields__}
-    record = ValidRecord(log.at(b"{}"), type(event)(**{**fields, "source": "\ud800"}))
-    batch = log.batch([good, record])
-
-    with pytest.raises(RowsRejected):
-        store.write(batch)
-
-    assert [rejected.index for rejected in store.find_rejected(batch)] == [1]
-    assert rows(engine, EventRow) == []
-
-
-def test_refused_records_beyond_the_limit_are_an_outage(
-    engine: Engine, log: PartitionLog, store: EventStore
-) -> None:
-    refuse_events_named(engine, "%")
-    few = log.batch([log.event(f"{number}") for number in range(10)])
-    many = PartitionLog().batch([log.event(f"{number}") for number in range(11)])
-
-    assert len(store.find_rejected(few)) == 10
-    with pytest.raises(StoreUnavailable, match="fault of the database"):
-        store.find_rejected(many)
-
-
-def test_a_batch_without_a_refused_record_is_an_outage(store: EventStore, log: PartitionLog) -> None:
-    with pytest.raises(StoreUnavailable, match="none of its records alone"):
-        store.find_rejected(log.batch([log.event("a")]))
-
-
 def test_workers_come_and_go(engine: Engine, store: EventStore) -> None:
     store.heartbeat("worker-1", NOON)
     store.heartbeat("worker-2", NOON)
@@ -422,16 +366,3 @@ def test_real_events_are_stored_once_each(engine: Engine, store: EventStore, log
     for event in events:
         row = stored[event.topic, event.event_id]
         assert (row.payload.encode(), row.occurred_at) == (event.payload, event.timestamp)
-
-
-def refuse_events_named(engine: Engine, pattern: str) -> None:
-    with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.execute(
-                text(f"ALTER TABLE events ADD CONSTRAINT wanted CHECK (event_id NOT LIKE '{pattern}')")
-            )
-        else:
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER wanted BEFORE INSERT ON events WHEN NEW.event_id LIKE '{pattern}'"
-                " BEGIN SELECT RAISE(ABORT, 'not wanted'); END"
-            )
