@@ -98,7 +98,12 @@ class LogFile:
             with _translated(self._path):
                 # First of all: on a foreign file this fails or reads only, and changes nothing.
                 is_new = self._is_new(db)
-                db.execute("PRAGMA journal_mode = WAL")
+                (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+                if mode != "wal":
+                    raise LogMisconfigured(
+                        f"The file system of {self._path} cannot hold a log (no write-ahead logging);"
+                        " choose a data directory on a local disk."
+                    )
                 db.execute("PRAGMA synchronous = FULL")
                 if is_new:
                     self._create()
@@ -360,7 +365,7 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code == sqlite3.SQLITE_FULL:
-            raise LogFull(f"The log {path} is full: its size limit or its disk is reached.") from error
+            raise LogFull(f"The log {path} is full: it reached its size limit, or its disk is full.") from error
         if code == sqlite3.SQLITE_NOTADB:
             raise LogMisconfigured(f"{path} is not an event log; choose another data directory.") from error
         raise LogUnavailable(f"The log {path} cannot be used at the moment: {error}.") from error
