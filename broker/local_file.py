@@ -365,7 +365,9 @@ def _translated(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code == sqlite3.SQLITE_FULL:
-            raise LogFull(f"The log {path} is full: it reached its size limit, or its disk is full.") from error
+            raise LogFull(
+                f"The log {path} is full: it reached its size limit, or its disk is full."
+            ) from error
         if code == sqlite3.SQLITE_NOTADB:
             raise LogMisconfigured(f"{path} is not an event log; choose another data directory.") from error
         raise LogUnavailable(f"The log {path} cannot be used at the moment: {error}.") from error
