@@ -7,7 +7,7 @@ the events table: COPY itself knows no ON CONFLICT.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Any, Final
 from uuid import UUID
@@ -105,6 +105,8 @@ _FIELDS: Final = 12
 _ROW: Final = Struct("!hiii16siqiqiqiqiiii")
 _ROW_WITHOUT_RECEIVED: Final = Struct("!hiii16siqiqiiqiiii")
 _LENGTH: Final = Struct("!i")
+_PIECES_AT_ONCE: Final = 3_500
+"""Seven per row: about 500 rows."""
 _NULL: Final = -1
 _POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _DAY_US: Final = 86_400_000_000
@@ -182,10 +184,11 @@ def insert_new(
     """
     if not records:
         return {}
-    rows = pack_rows(records, incarnations)
     with _driver(connection).cursor(binary=True) as cursor:
         with cursor.copy(_COPY) as copy:
-            copy.write(rows)
+            # In pieces, so that the server reads one while the next is being packed.
+            for piece in pack_rows(records, incarnations):
+                copy.write(piece)
         # Never a prepared statement: its plan would be made for the batch size of the time it was prepared.
         known: dict[int, int | None] = dict(
             cursor.execute(_INSERT, {"stored_at": stored_at}, prepare=False).fetchall()
@@ -223,8 +226,8 @@ def add_counts(
     )
 
 
-def pack_rows(records: Sequence[ValidRecord], incarnations: Mapping[int, int]) -> bytes:
-    """The staging rows of these records, in the format of binary COPY.
+def pack_rows(records: Sequence[ValidRecord], incarnations: Mapping[int, int]) -> Iterator[bytes]:
+    """The staging rows of these records, in the format of binary COPY, in pieces.
 
     Raises:
         UnicodeEncodeError: a text holds a lone surrogate.
@@ -261,8 +264,11 @@ def pack_rows(records: Sequence[ValidRecord], incarnations: Mapping[int, int]) -
         event_id = event.event_id.encode()
         payload = event.payload
         pieces += (topic, length(len(event_id)), event_id, source, length(len(payload)), payload)
+        if len(pieces) > _PIECES_AT_ONCE:
+            yield b"".join(pieces)
+            pieces.clear()
     add(_COPY_TRAILER)
-    return b"".join(pieces)
+    yield b"".join(pieces)
 
 
 def _text(value: str) -> bytes:
