@@ -83,6 +83,7 @@ class Gateway:
         self._producer = producer
         self._now = now
         self._state = _State.STARTING
+        self._start_called = False
         self._connected = False
         self._connecting: asyncio.Task[None] | None = None
         self._log_error: str | None = None
@@ -90,9 +91,14 @@ class Gateway:
     async def start(self) -> None:
         """Start the producer and take requests; keeps trying in the background if the log is unreachable.
 
+        Idempotent.
+
         Raises:
             TopicMissing, LogMisconfigured: an operator has to change something first.
         """
+        if self._start_called:
+            return
+        self._start_called = True
         try:
             await self._producer.start()
         except LogUnavailable as error:

@@ -1,31 +1,28 @@
-"""The HTTP server of every role: uvicorn, with deadlines it lacks and a stop that is announced first."""
+"""The HTTP server of every role: uvicorn, with the deadline it lacks and none of its own logging."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from types import FrameType
-from typing import Any, Final
+from math import ceil
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEADER_TIMEOUT_S: Final = 10.0
-"""Seconds a client has to send a request's head, from its first byte or from connecting."""
+HEADER_TIMEOUT_SECONDS: Final = 10.0
 
 
 class HttpServer(uvicorn.Server):
-    """Serves one application until SIGTERM, SIGINT or `should_exit`.
+    """Serves one application until `should_exit`.
 
-    A signal first calls `on_drain`, so that readiness fails and new work is refused, and stops the server
-    `drain_delay_seconds` later; a second signal stops it at once. Requests in flight then have
-    `shutdown_grace_seconds` to finish, after which the application's lifespan ends.
+    Requests in flight then have `shutdown_grace_seconds` to finish, after which the application's lifespan
+    ends. Announce the stop before (fail readiness, refuse new work): connections are closed at once.
 
     Args:
         host, port: where to listen; port 0 picks a free one.
         shutdown_grace_seconds: rounded up to whole seconds.
-        on_drain: has to be quick and must not raise; it runs inside the signal's delivery.
+        header_timeout_seconds: for a request's head, from its first byte or from connecting.
     """
 
     def __init__(
@@ -35,9 +32,7 @@ class HttpServer(uvicorn.Server):
         host: str,
         port: int,
         shutdown_grace_seconds: float,
-        on_drain: Callable[[], None] = lambda: None,
-        drain_delay_seconds: float = 0.0,
-        header_timeout_seconds: float = HEADER_TIMEOUT_S,
+        header_timeout_seconds: float = HEADER_TIMEOUT_SECONDS,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -51,37 +46,9 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_graceful_shutdown=max(1, -int(-shutdown_grace_seconds // 1)),
+                timeout_graceful_shutdown=max(1, ceil(shutdown_grace_seconds)),
             )
         )
-        self._on_drain = on_drain
-        self._drain_delay_seconds = drain_delay_seconds
-        self._draining = False
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def startup(self, sockets: Any = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    def begin_drain(self) -> None:
-        """Announce the stop; it follows after the drain delay."""
-        self._draining = True
-        self._on_drain()
-        if self._loop is None or self._drain_delay_seconds <= 0:
-            self.should_exit = True
-        else:
-            self._loop.call_later(self._drain_delay_seconds, self._exit)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._draining or self._loop is None:
-            super().handle_exit(sig, frame)
-            return
-        # uvicorn raises the signal again once it has stopped, so that the exit status tells.
-        self._captured_signals.append(sig)
-        self._loop.call_soon_threadsafe(self.begin_drain)
-
-    def _exit(self) -> None:
-        self.should_exit = True
 
 
 def _protocol(header_timeout_seconds: float) -> type[HttpToolsProtocol]:

@@ -40,6 +40,13 @@ class TestBody:
             assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
             assert gateway.gateway.in_flight.bytes == 0
 
+    async def test_answer_to_a_body_that_is_refused_unread_reaches_the_client(self) -> None:
+        # The rest of the body is read and dropped: closing at once would reset the connection.
+        async with running() as gateway:
+            for _ in range(5):
+                response = await gateway.publish(encode(event()) + b" " * (11 * MIB))
+                assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
+
     async def test_chunked_body_within_the_limit_is_taken(self) -> None:
         async def chunks() -> AsyncIterator[bytes]:
             for byte in encode(event()):

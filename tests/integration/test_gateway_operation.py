@@ -82,6 +82,11 @@ class TestLog:
             await until(lambda: producer.started == 1)
             assert (await gateway.publish(encode(event()))).status_code == 200
 
+    async def test_starting_twice_starts_the_producer_once(self) -> None:
+        async with running() as gateway:
+            await gateway.gateway.start()
+            assert gateway.producer.started == 1
+
     async def test_missing_topic_keeps_the_gateway_from_starting(self) -> None:
         producer = MemoryProducer()
         producer.fail_start(TopicMissing())
@@ -126,11 +131,11 @@ class TestDrain:
         assert (gateway.readiness().ready, gateway.readiness().status) == (False, "starting")
 
     async def test_drain_refuses_new_requests_and_finishes_those_in_flight(self) -> None:
-        async with running(drain_delay_seconds=30) as gateway:
+        async with running() as gateway:
             gateway.producer.gate.clear()
             in_flight = asyncio.create_task(gateway.publish(encode(event())))
             await gateway.producer.entered.wait()
-            gateway.server.server.begin_drain()
+            gateway.gateway.begin_drain()
             ready = await gateway.client.get("/readyz")
             assert (ready.status_code, ready.json()["status"]) == (503, "draining")
             assert (await gateway.client.get("/livez")).json() == {"status": "ok"}
@@ -145,15 +150,22 @@ class TestDrain:
         assert len(gateway.producer.records) == 1
 
     async def test_server_stops_only_after_the_answer_to_the_last_request(self) -> None:
-        producer = MemoryProducer()
-        async with asyncio.TaskGroup() as tasks, running(producer) as gateway:
-            producer.gate.clear()
-            in_flight = tasks.create_task(gateway.publish(encode(event())))
-            await producer.entered.wait()
-            gateway.server.server.begin_drain()
-            asyncio.get_running_loop().call_later(0.3, producer.gate.set)
+        async with running() as gateway:
+            gateway.producer.gate.clear()
+            in_flight = asyncio.create_task(gateway.publish(encode(event())))
+            await gateway.producer.entered.wait()
+            gateway.gateway.begin_drain()
+            gateway.server.server.should_exit = True
+            asyncio.get_running_loop().call_later(0.3, gateway.producer.gate.set)
             assert (await in_flight).status_code == 200
-        assert producer.stopped == 1
+        assert gateway.producer.stopped == 1
+
+    async def test_drain_that_begins_while_starting_is_not_forgotten(self) -> None:
+        gateway = Gateway(MemoryProducer(), IngestSettings())
+        gateway.begin_drain()
+        await gateway.start()
+        assert gateway.readiness().status == "draining"
+        await gateway.stop()
 
 
 class TestProblems:

@@ -39,7 +39,7 @@ async def running(
     gateway = Gateway(producer, settings or IngestSettings())
     app = create_gateway_app(gateway)
     async with (
-        running_server(app, on_drain=gateway.begin_drain, **server) as served,
+        running_server(app, **server) as served,
         httpx.AsyncClient(base_url=served.url, timeout=20) as client,
     ):
         yield Running(gateway, producer, served, client)

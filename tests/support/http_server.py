@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,7 @@ async def running_server(
     app: FastAPI,
     *,
     shutdown_grace_seconds: float = 5.0,
-    drain_delay_seconds: float = 0.0,
     header_timeout_seconds: float = 10.0,
-    on_drain: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[RunningServer]:
     """Serve the application until the block is left, with its lifespan."""
     listener = socket.socket()
@@ -45,9 +43,7 @@ async def running_server(
         host="127.0.0.1",
         port=0,
         shutdown_grace_seconds=shutdown_grace_seconds,
-        drain_delay_seconds=drain_delay_seconds,
         header_timeout_seconds=header_timeout_seconds,
-        on_drain=on_drain,
     )
     task = asyncio.create_task(server.serve([listener]), name="test-http-server")
     try:
