@@ -22,7 +22,7 @@ def locked(directory: Path) -> Iterator[Path]:
     """
     path = directory / "lock"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise StartFailure(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from cli.send import send_command
+
 app = typer.Typer(
     name="aggregator",
     help="Stores every event exactly once: HTTP and Kafka in, Postgres or SQLite out.",
@@ -64,6 +66,9 @@ def admin() -> None:
     from cli.roles import run_admin
 
     run_admin()
+
+
+app.command("send")(send_command)
 
 
 @database_commands.command("upgrade")

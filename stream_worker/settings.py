@@ -27,8 +27,8 @@ class WorkerSettings(BaseModel):
         0.02,
         ge=0,
         le=1,
-        description="If the database refuses the content of more than this share of a batch, that is taken for"
-        " an outage: the worker waits, and nothing becomes a dead letter.",
+        description="If the database refuses the content of more than this share of a batch, that is taken"
+        " for an outage: the worker waits, and nothing becomes a dead letter.",
     )
     rejected_always: int = Field(
         10, ge=1, description="So many refused records of a batch never count as an outage."

@@ -22,6 +22,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical
 # These write a line per request, statement or fetch below this level; our own lines say the same, once.
 _QUIETER: Final = {
     "aiokafka": logging.WARNING,
+    "alembic": logging.WARNING,
     "asyncio": logging.WARNING,
     "httpcore": logging.WARNING,
     "httpx": logging.WARNING,

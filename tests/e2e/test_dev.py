@@ -175,7 +175,7 @@ def test_an_event_can_be_read_back_with_its_story(dev: Dev) -> None:
         assert counts(dev.settled()) == (3, 2, 0, 1, 0)
         found = httpx.get(f"{dev.url}/events/t/1").raise_for_status().json()
         letters = httpx.get(f"{dev.url}/dead-letters").raise_for_status().json()
-    assert found["payload"] == {"text": "naïve ☃"}
+    assert found["event"]["payload"] == {"text": "naïve ☃"}
     assert [letter["reason"] for letter in letters["dead_letters"]] == ["conflicting_duplicate"]
 
 

@@ -209,7 +209,8 @@ class Run:
             counts = connection.execute(
                 text(
                     "SELECT topic, sum(received) AS received, sum(stored) AS stored,"
-                    " sum(duplicate) AS duplicate, sum(conflict) AS conflict, sum(dead_lettered) AS dead_lettered"
+                    " sum(duplicate) AS duplicate, sum(conflict) AS conflict,"
+                    " sum(dead_lettered) AS dead_lettered"
                     " FROM verdict_counts GROUP BY topic"
                 )
             ).all()
