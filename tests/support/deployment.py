@@ -40,6 +40,10 @@ class Deployment:
             "AGGREGATOR_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
             "AGGREGATOR_KAFKA__TOPIC": topic,
             "AGGREGATOR_KAFKA__GROUP_ID": f"group-{topic}",
+            # As short as brokers allow, so that a killed worker's partitions are soon another's.
+            "AGGREGATOR_KAFKA__SESSION_TIMEOUT_SECONDS": "8",
+            "AGGREGATOR_KAFKA__REBALANCE_TIMEOUT_SECONDS": "6",
+            "AGGREGATOR_KAFKA__HEARTBEAT_INTERVAL_SECONDS": "0.5",
             "AGGREGATOR_DATABASE__URL": database_url,
             "AGGREGATOR_INGEST__PORT": str(self.gateway_port),
             "AGGREGATOR_ADMIN__PORT": str(self.admin_port),
