@@ -117,7 +117,10 @@ class KafkaSettings(BaseModel):
         default=3, gt=0, description="Time between two signs of life of a worker."
     )
     max_poll_interval_seconds: float = Field(
-        default=300, gt=0, description="A worker that has not polled for this long leaves the group."
+        default=3_600,
+        gt=0,
+        description="A worker that has not polled for this long leaves the group. Long, because a worker that"
+        " waits for its database does not poll; one that is stuck notices by itself.",
     )
     metadata_max_age_seconds: float = Field(
         default=30, gt=0, description="New partitions of the topic are noticed within this time."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import typer
@@ -19,7 +19,7 @@ from cli.data_directory import locked
 from cli.http_server import bind, serve
 from cli.process import run_process
 from cli.settings import Settings, settings_or_exit
-from cli.worker_process import work_until
+from cli.worker_process import WorkerProcess
 from db import migrations
 from db.engine import open_engine
 from db.queries import StoreQueries
@@ -63,6 +63,7 @@ class _Embedded:
         self._writer = open_engine(store, application_name="aggregator dev")
         self._reader = open_engine(store, application_name="aggregator dev", read_only=True)
         self._gateway = Gateway(self._log.producer(), settings.ingest)
+        self._worker = WorkerProcess(self._log, self._writer, settings.worker, housekeeping=[self._log.trim])
         self._view = LogView(self._log.admin(), self._log.topic, timeout=settings.admin.log_timeout_seconds)
 
     async def run(self, host: str, port: int, stop: asyncio.Event) -> None:
@@ -74,12 +75,7 @@ class _Embedded:
         await self._log.start()
         await self._gateway.start()
         worker_stop = asyncio.Event()
-        worker = asyncio.create_task(
-            work_until(
-                worker_stop, self._log, self._writer, self._settings.worker, housekeeping=[self._log.trim]
-            ),
-            name="worker",
-        )
+        worker = asyncio.create_task(self._worker.work_until(worker_stop), name="worker")
         # If the worker dies, so does the process: a gateway that fills a log nobody reads is no service.
         worker.add_done_callback(lambda _: stop.set())
         try:
@@ -109,7 +105,9 @@ class _Embedded:
             timeout=self._settings.admin.query_timeout_seconds,
             max_page_bytes=self._settings.admin.max_page_bytes,
         )
-        return embedded_app(self._gateway, queries, self._view, self._settings.admin)
+        return embedded_app(
+            self._gateway, queries, self._view, self._settings.admin, lambda: self._worker.is_alive
+        )
 
     def _greeting(self, address: str) -> str:
         kept = (
@@ -145,7 +143,13 @@ Ctrl-C stops it.
         return f"Stopped. The data is in {self._directory}; the next start goes on from there."
 
 
-def embedded_app(gateway: Gateway, queries: StoreQueries, view: LogView, settings: AdminSettings) -> FastAPI:
+def embedded_app(
+    gateway: Gateway,
+    queries: StoreQueries,
+    view: LogView,
+    settings: AdminSettings,
+    is_alive: Callable[[], bool],
+) -> FastAPI:
     """The routes of gateway and admin API as one application."""
     app = FastAPI(
         title="Event aggregator",
@@ -155,7 +159,7 @@ def embedded_app(gateway: Gateway, queries: StoreQueries, view: LogView, setting
     )
     app.include_router(publish_router(gateway))
     app.include_router(admin_router(queries, view, settings))
-    app.include_router(health_router(gateway.readiness))
+    app.include_router(health_router(gateway.readiness, is_alive))
     install_api_page(app)
     install_problem_responses(app)
     return app

@@ -46,7 +46,8 @@ def bind(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise StartFailure(
                 f"port {port} on {host} is in use by another process; stop it, or choose another port"
-                " (`aggregator dev --port`, AGGREGATOR_INGEST__PORT, AGGREGATOR_ADMIN__PORT)."
+                " (`aggregator dev --port`, or AGGREGATOR_INGEST__PORT, AGGREGATOR_WORKER__PORT,"
+                " AGGREGATOR_ADMIN__PORT)."
             ) from None
         raise StartFailure(f"cannot listen on {host} port {port}: {error.strerror}.") from None
     listener.setblocking(False)

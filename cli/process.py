@@ -15,6 +15,7 @@ from broker.errors import BrokerError, LogUnavailable
 from cli.settings import LogOutputSettings, SettingsError
 from db.errors import StoreError, StoreUnavailable
 from stream_worker.backoff import Backoff, wait_or_stop
+from stream_worker.watchdog import WorkerStuck
 from telemetry.logging import configure_logging
 
 _log = structlog.get_logger("process")
@@ -45,7 +46,7 @@ def run_process(
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run())
-    except (BrokerError, StoreError, SettingsError, StartFailure) as error:
+    except (BrokerError, StoreError, SettingsError, StartFailure, WorkerStuck) as error:
         typer.echo(f"aggregator: {error}", err=True)
         raise typer.Exit(1) from None
 

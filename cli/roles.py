@@ -50,15 +50,19 @@ def run_worker_role() -> None:
     settings = settings_or_exit()
 
     async def main(stop: asyncio.Event) -> None:
-        from cli.worker_process import work_until
+        from cli.worker_health import serve_health
+        from cli.worker_process import WorkerProcess
 
         log = KafkaLog(settings.require_kafka())
         with _store(settings, "aggregator worker") as engine:
-            await _require_schema(engine, stop)
-            await _require_topic(log, stop)
-            if not stop.is_set():
-                _log.info("working", topic=log.topic)
-                await work_until(stop, log, engine, settings.worker)
+            worker = WorkerProcess(log, engine, settings.worker)
+            async with serve_health(settings.worker, worker) as health:
+                await _require_schema(engine, stop)
+                await _require_topic(log, stop)
+                if not stop.is_set():
+                    health.begin_work()
+                    _log.info("working", topic=log.topic)
+                    await worker.work_until(stop)
             _log.info("stopped; everything read was stored or will be read again")
 
     run_process("aggregator-worker", settings.log, main)

@@ -14,39 +14,58 @@ from stream_worker.settings import WorkerSettings
 from stream_worker.worker import Worker
 
 
-async def work_until(
-    stop: asyncio.Event,
-    log: Log,
-    engine: Engine,
-    settings: WorkerSettings,
-    *,
-    housekeeping: Sequence[Job] = (),
-    before_commit: Callable[[], Awaitable[None]] | None = None,
-) -> None:
-    """Run one worker until `stop` is set and its batch is stored.
+class WorkerProcess:
+    """One worker on a log and a store.
 
-    Raises:
-        BrokerError, StoreError: an operator has to act first.
+    Args:
+        housekeeping: further jobs to do now and then.
+        before_commit: see `Worker`.
     """
-    worker_id = new_worker_id()
-    store = EventStore(
-        engine,
-        log.topic,
-        owner=worker_id,
-        rejected_share=settings.rejected_share,
-        rejected_always=settings.rejected_always,
-    )
-    worker = Worker(log, store, settings, before_commit=before_commit)
 
-    async def stop_worker() -> None:
-        await stop.wait()
-        worker.stop()
+    def __init__(
+        self,
+        log: Log,
+        engine: Engine,
+        settings: WorkerSettings,
+        *,
+        housekeeping: Sequence[Job] = (),
+        before_commit: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._housekeeping = [self._create_partitions, *housekeeping]
+        self._worker_id = new_worker_id()
+        self._store = EventStore(
+            engine,
+            log.topic,
+            owner=self._worker_id,
+            rejected_share=settings.rejected_share,
+            rejected_always=settings.rejected_always,
+        )
+        self._worker = Worker(log, self._store, settings, before_commit=before_commit)
 
-    async def create_partitions() -> None:
-        await asyncio.to_thread(ensure_partitions, engine)
+    @property
+    def is_alive(self) -> bool:
+        """See `Worker.is_alive`."""
+        return self._worker.is_alive
 
-    stopper = asyncio.create_task(stop_worker(), name="stop worker")
-    try:
-        await run_worker(worker, store, worker_id, settings, housekeeping=[create_partitions, *housekeeping])
-    finally:
-        stopper.cancel()
+    async def work_until(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set and the batch in flight is stored.
+
+        Raises:
+            BrokerError, StoreError: an operator has to act first.
+            WorkerStuck: a supervisor has to start it afresh.
+        """
+
+        async def stop_worker() -> None:
+            await stop.wait()
+            self._worker.stop()
+
+        stopper = asyncio.create_task(stop_worker(), name="stop worker")
+        try:
+            await run_worker(self._worker, self._store, self._worker_id, self._settings, self._housekeeping)
+        finally:
+            stopper.cancel()
+
+    async def _create_partitions(self) -> None:
+        await asyncio.to_thread(ensure_partitions, self._engine)

@@ -190,6 +190,15 @@ class EventStore:
             )
             return {position.partition: Position(*position) for position in found}
 
+    def next_offsets(self) -> dict[int, int]:
+        """The stored next offset of every partition that has a position."""
+        row = PartitionProgressRow
+        with transaction(self._engine) as connection:
+            found = connection.execute(
+                select(row.partition, row.next_offset).where(row.log_topic == self._log_topic)
+            )
+            return dict(found.all())
+
     def stored_fingerprints(self, partitions: Iterable[int]) -> dict[int, int | None]:
         """The fingerprint of each partition that has a position; None where there is no fingerprint."""
         row = PartitionProgressRow

@@ -10,6 +10,11 @@ class WorkerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    host: str = Field(
+        "127.0.0.1", min_length=1, description="Address on which `/livez` and `/readyz` are served."
+    )
+    port: int = Field(8082, ge=0, le=65_535, description="Port for that; 0 picks a free one.")
+
     max_batch_records: int = Field(
         5_000, gt=0, le=50_000, description="Most records stored in one transaction."
     )
@@ -35,6 +40,21 @@ class WorkerSettings(BaseModel):
     )
     heartbeat_interval_seconds: float = Field(
         5.0, gt=0, description="How often the worker says in the database that it is alive."
+    )
+    recheck_interval_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="How often positions are read and compared with the log anew, in case the topic was"
+        " replaced without an error ever reaching the worker.",
+    )
+    stall_seconds: float = Field(
+        120.0,
+        gt=0,
+        description="With lag but without progress for this long, the worker counts as stuck: `/livez` fails"
+        " and its consumer is replaced. Waiting for the database is not being stuck.",
+    )
+    max_consumer_restarts: int = Field(
+        3, ge=0, description="A worker that is still stuck after replacing its consumer so often exits."
     )
     housekeeping_interval_seconds: float = Field(
         3_600.0,

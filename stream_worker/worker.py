@@ -31,6 +31,7 @@ from stream_worker.backoff import Backoff, wait_or_stop
 from stream_worker.decode import decode_records
 from stream_worker.progress import Progress
 from stream_worker.settings import WorkerSettings
+from stream_worker.watchdog import Watchdog, WorkerStuck
 
 _log = structlog.get_logger("stream_worker")
 _T = TypeVar("_T")
@@ -62,6 +63,9 @@ class Worker:
         self._storing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._backoff = Backoff(settings.backoff_min_seconds, settings.backoff_max_seconds)
+        self._assignment: Callable[[], frozenset[int]] = frozenset
+        self._watchdog = Watchdog(log, store.next_offsets, lambda: self._assignment(), settings.stall_seconds)
+        self._recheck_at = 0.0
 
     def stop(self) -> None:
         """Ask the worker to drain: finish the batch in flight, leave the group, return from `run`."""
@@ -73,14 +77,45 @@ class Worker:
         Raises:
             SchemaMismatch, LogMisconfigured: an operator has to act first. A missing topic is waited for:
                 whether it exists is checked at boot, and later it can be gone only to be created again.
+            WorkerStuck: no progress in spite of lag, even with a new consumer.
         """
-        consumer = self._log.consumer(self)
-        try:
-            await self._retrying(consumer.start)
-            while not self._stop.is_set():
-                await self._retrying(lambda: self.run_once(consumer))
-        finally:
-            await consumer.stop()
+        restarts = 0
+        while not self._stop.is_set():
+            consumer = self._log.consumer(self)
+            self._assignment = consumer.assignment
+            working = asyncio.create_task(self._work(consumer), name="worker loop")
+            watching = asyncio.create_task(self._watchdog.until_stuck(), name="worker watchdog")
+            try:
+                await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if working.done():
+                    await working
+                    return
+                await watching
+                if restarts == self._settings.max_consumer_restarts:
+                    raise WorkerStuck(
+                        "There is lag, but the position has not moved for"
+                        f" {self._settings.stall_seconds:g} s, and replacing the consumer {restarts} times did not help. The worker ends, so that its"
+                        " supervisor starts it afresh."
+                    )
+                restarts += 1
+                _log.error("no progress in spite of lag; replacing the consumer", restarts=restarts)
+            finally:
+                watching.cancel()
+                # A transaction under way is shielded from this, and the fence keeps it honest.
+                working.cancel()
+                await asyncio.wait({working, watching})
+                self._progress.forget()
+                await consumer.stop()
+
+    @property
+    def is_alive(self) -> bool:
+        """False while the worker is stuck: there is lag, nobody is waited for, and nothing moves."""
+        return not self._watchdog.is_stuck
+
+    async def _work(self, consumer: Consumer) -> None:
+        await self._retrying(consumer.start)
+        while not self._stop.is_set():
+            await self._retrying(lambda: self.run_once(consumer))
 
     async def on_revoked(self, partitions: frozenset[int]) -> None:
         """Wait for the transaction in flight, then let the partitions go."""
@@ -98,6 +133,9 @@ class Worker:
         Raises:
             BrokerError, StoreError: positions are to be read again before the next turn.
         """
+        if time.monotonic() >= self._recheck_at:
+            self._recheck_at = time.monotonic() + self._settings.recheck_interval_seconds
+            self._progress.forget()
         await self._progress.position_assigned(consumer)
         poll = await consumer.poll(self._settings.max_batch_records, self._settings.poll_timeout_seconds)
         poll = await self._progress.verify(poll, consumer)
@@ -165,7 +203,9 @@ class Worker:
                 result = await step()
             except LogMisconfigured:
                 raise
-            except (BrokerError, FenceLost, StoreUnavailable) as error:
+            except (BrokerError, FenceLost, RowsRejected, StoreUnavailable) as error:
+                if isinstance(error, StoreUnavailable):
+                    self._watchdog.excuse()
                 wait = self._backoff.next_wait()
                 _log.warning(
                     "waiting before the next try",

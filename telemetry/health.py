@@ -29,9 +29,9 @@ class Readiness:
 
 
 class Alive(BaseModel):
-    """The process runs."""
+    """The process runs and does its work."""
 
-    status: str = Field("ok", examples=["ok"])
+    status: str = Field("ok", description="`ok`, or `stuck`.", examples=["ok"])
 
 
 class ReadinessDocument(BaseModel):
@@ -43,18 +43,27 @@ class ReadinessDocument(BaseModel):
     )
 
 
-def health_router(readiness: Callable[[], Readiness | Awaitable[Readiness]]) -> APIRouter:
+def health_router(
+    readiness: Callable[[], Readiness | Awaitable[Readiness]], is_alive: Callable[[], bool] = lambda: True
+) -> APIRouter:
     """`/livez` and `/healthz` (the process only), `/readyz` (200 or 503; `?verbose` adds dependencies).
 
     Args:
         readiness: asked at every `/readyz`; answers from what is known, or waits for a bounded time only.
+        is_alive: asked at every `/livez`; False makes it 503, which asks the supervisor for a restart.
     """
     router = APIRouter(tags=["health"])
 
-    @router.get("/livez", summary="Is the process alive?", response_model=Alive)
-    @router.get("/healthz", summary="Is the process alive? (same as /livez)", response_model=Alive)
+    stuck: dict[int | str, dict[str, Any]] = {503: {"model": Alive, "description": "Stuck: restart it"}}
+
+    @router.get("/livez", summary="Is the process alive?", response_model=Alive, responses=stuck)
+    @router.get(
+        "/healthz", summary="Is the process alive? (same as /livez)", response_model=Alive, responses=stuck
+    )
     async def alive() -> Response:
-        return Response(b'{"status":"ok"}', media_type="application/json")
+        if is_alive():
+            return Response(b'{"status":"ok"}', media_type="application/json")
+        return Response(b'{"status":"stuck"}', status_code=503, media_type="application/json")
 
     @router.get(
         "/readyz",

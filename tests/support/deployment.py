@@ -47,6 +47,7 @@ class Deployment:
             "AGGREGATOR_DATABASE__URL": database_url,
             "AGGREGATOR_INGEST__PORT": str(self.gateway_port),
             "AGGREGATOR_ADMIN__PORT": str(self.admin_port),
+            "AGGREGATOR_WORKER__PORT": "0",
             **settings,
         }
         self._started = 0

@@ -13,7 +13,7 @@ import sys
 
 from broker.kafka import KafkaLog
 from cli.settings import load_settings
-from cli.worker_process import work_until
+from cli.worker_process import WorkerProcess
 from db.engine import open_engine
 
 
@@ -29,7 +29,8 @@ def main() -> None:
 
     engine = open_engine(settings.require_database(), application_name="dying worker")
     log = KafkaLog(settings.require_kafka())
-    asyncio.run(work_until(asyncio.Event(), log, engine, settings.worker, before_commit=die))
+    worker = WorkerProcess(log, engine, settings.worker, before_commit=die)
+    asyncio.run(worker.work_until(asyncio.Event()))
 
 
 if __name__ == "__main__":
