@@ -94,8 +94,8 @@ class Worker:
                 if restarts == self._settings.max_consumer_restarts:
                     raise WorkerStuck(
                         "There is lag, but the position has not moved for"
-                        f" {self._settings.stall_seconds:g} s, and replacing the consumer {restarts} times did"
-                        " not help. The worker ends, so that its supervisor starts it afresh."
+                        f" {self._settings.stall_seconds:g} s, and replacing the consumer {restarts} times"
+                        " did not help. The worker ends, so that its supervisor starts it afresh."
                     )
                 restarts += 1
                 _log.error("no progress in spite of lag; replacing the consumer", restarts=restarts)
