@@ -161,5 +161,6 @@ def embedded_app(
     app.include_router(admin_router(queries, view, settings))
     app.include_router(health_router(gateway.readiness, is_alive))
     install_api_page(app)
-    install_problem_responses(app)
+    # On a developer's screen one line per batch says it all; failures are still told.
+    install_problem_responses(app, log_level="debug")
     return app

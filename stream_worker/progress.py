@@ -76,7 +76,7 @@ class Progress:
             else:
                 consumer.seek(partition, position.next_offset)
             self._positions[partition] = position
-            _log.info("positioned", partition=partition, offset=position.next_offset)
+            _log.debug("positioned", partition=partition, offset=position.next_offset)
 
     async def _fitting(self, position: Position, held: PartitionOffsets) -> Position:
         """The position itself if the log still holds it, else the start of a new incarnation."""

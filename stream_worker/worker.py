@@ -125,6 +125,7 @@ class Worker:
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Nothing is read from them before the database has said where."""
+        _log.info("assigned", partitions=sorted(partitions))
         self._progress.forget(partitions)
 
     async def run_once(self, consumer: Consumer) -> WriteResult | None:

@@ -50,17 +50,20 @@ def request_id_of(request: Request) -> str | None:
     return request_id
 
 
-def install_problem_responses(app: FastAPI) -> None:
+def install_problem_responses(app: FastAPI, *, log_level: str = "info") -> None:
     """Make every error of the application a problem document, with request ids and a log line per request.
 
     Covers unknown paths and methods, parameters that fail validation, `Problem`, and any other exception,
     which is logged with its traceback and answered with 500. Also documents this in the OpenAPI schema.
     Call it once per application.
+
+    Args:
+        log_level: of the line for a request that was answered with a status below 500.
     """
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(RequestMiddleware, log_level=log_level)
     _document_problems(app)
 
 
@@ -71,8 +74,9 @@ class RequestMiddleware:
     It is returned in the response, is in `scope["state"]["request_id"]`, and on every log line below.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, log_level: str = "info") -> None:
         self.app = app
+        self._log_level = log_level
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -105,7 +109,7 @@ class RequestMiddleware:
                 await problem_response(_unexpected(), request_id)(scope, receive, send_with_id)
         finally:
             error_type = error_type or scope["state"].get("error_type")
-            _log_request(scope, status, perf_counter() - started, error_type)
+            _log_request(scope, status, perf_counter() - started, error_type, self._log_level)
 
 
 def _incoming_request_id(scope: Scope) -> str | None:
@@ -115,7 +119,13 @@ def _incoming_request_id(scope: Scope) -> str | None:
     return None
 
 
-def _log_request(scope: Scope, status: int | None, duration: float, error_type: str | None) -> None:
+def _log_request(
+    scope: Scope,
+    status: int | None,
+    duration: float,
+    error_type: str | None,
+    level: str,
+) -> None:
     fields: dict[str, Any] = {"http.request.method": scope["method"], "duration_s": round(duration, 6)}
     # The route's template, never the path: paths hold identities, and are without bound.
     route = getattr(scope.get("route"), "path", None)
@@ -130,7 +140,7 @@ def _log_request(scope: Scope, status: int | None, duration: float, error_type: 
     elif status is not None and status >= 500:
         _LOGGER.warning("request", **fields)
     else:
-        _LOGGER.info("request", **fields)
+        getattr(_LOGGER, level)("request", **fields)
 
 
 def _unexpected() -> Problem:

@@ -59,7 +59,9 @@ def configure_logging(service: str, *, level: str = "info", json: bool | None = 
     else:
         rendering += [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
+                sort_keys=False,
             )
         ]
     structlog.configure(
