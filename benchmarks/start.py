@@ -1,4 +1,4 @@
-"""How long a newcomer waits: from starting `aggregator dev` to its first answer, on a new and on a used directory.
+"""How long a newcomer waits: from `aggregator dev` to its first answer, on a new and on a used directory.
 
 Usage: python benchmarks/start.py [runs]
 """

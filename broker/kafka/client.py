@@ -11,14 +11,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from typing import Any, Final, TypeVar
 
 from aiokafka import errors as kafka_errors
-from aiokafka.client import AIOKafkaClient
-from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import KafkaError
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.admin import DescribeConfigsRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.offset import OffsetRequest
 
 from broker.errors import BrokerError, LogMisconfigured, LogUnavailable, TopicMissing
+from broker.kafka.connection import LogConnection, lost_transport
 from broker.ports import PartitionOffsets
 from broker.settings import KafkaSettings
 
@@ -35,11 +36,29 @@ _READ_COMMITTED: Final = 1
 
 
 class LogClient(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's client with two differences.
+    """aiokafka's client with three differences.
 
-    It never asks a broker to create a topic. And when no broker it knows answers, it goes back to the
-    bootstrap servers, so a cluster that moved meanwhile is found again.
+    It never asks a broker to create a topic. When no broker it knows answers, it goes back to the bootstrap
+    servers, so a cluster that moved meanwhile is found again. And its connections are LogConnections.
     """
+
+    async def bootstrap(self) -> None:
+        with lost_transport():
+            await super().bootstrap()
+
+    async def _get_conn(
+        self, node_id: Any, *, group: Any = ConnectionGroup.DEFAULT, no_hint: bool = False
+    ) -> AIOKafkaConnection | None:
+        try:
+            with lost_transport():
+                connection = await super()._get_conn(node_id, group=group, no_hint=no_hint)
+        except KafkaConnectionError as error:
+            _log.info("node %s is not reachable: %s", node_id, error)
+            self.force_metadata_update()
+            return None
+        if connection is not None:
+            connection.__class__ = LogConnection
+        return connection
 
     async def _metadata_update(self, cluster_metadata: Any, topics: Collection[str] | None) -> bool:
         request = MetadataRequest(list(topics) if topics else None, allow_auto_topic_creation=False)
@@ -81,8 +100,8 @@ class LogClient(AIOKafkaClient):  # type: ignore[misc]
                 return metadata
         return None
 
-    async def _connect(self, host: str, port: int) -> AIOKafkaConnection:
-        return await create_conn(
+    async def _connect(self, host: str, port: int) -> LogConnection:
+        connection = LogConnection(
             host,
             port,
             client_id=self._client_id,
@@ -94,6 +113,8 @@ class LogClient(AIOKafkaClient):  # type: ignore[misc]
             sasl_plain_username=self._sasl_plain_username,
             sasl_plain_password=self._sasl_plain_password,
         )
+        await connection.connect()
+        return connection
 
 
 async def _ask(connection: AIOKafkaConnection, request: MetadataRequest) -> Any:

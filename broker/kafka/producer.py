@@ -280,7 +280,7 @@ class KafkaProducer:
             try:
                 # A limit that was lowered meanwhile is no reason to stop; batches are split where needed.
                 await self._open(check_limit=False)
-            except BrokerError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would connect again
                 _log.warning("the Kafka producer cannot connect: %s", error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -156,19 +156,27 @@ class Scene:
         started = time.monotonic()
         acknowledged = {client.name: client.acknowledged for client in self.load.http}
         goal: dict[int, int] | None = None
+        trouble: object = None
 
         def back() -> bool:
-            nonlocal goal
-            with contextlib.suppress(OSError, KafkaException):
-                if goal is None:
-                    goal = self.reader.ends()
-                if not self.load.running or all(
-                    client.acknowledged > acknowledged[client.name] for client in self.load.http
-                ):
-                    return self._reached(goal)
-            return False
+            nonlocal goal, trouble
+            self.load.raise_failure()
+            try:
+                goal = goal or self.reader.ends()
+                trouble = goal, self.store.positions()
+            except (OSError, KafkaException) as error:
+                trouble = error
+                return False
+            waiting = [c.name for c in self.load.http if c.acknowledged == acknowledged[c.name]]
+            if waiting and self.load.running:
+                trouble = f"{', '.join(waiting)} had nothing acknowledged"
+                return False
+            return self._reached(goal)
 
-        wait_until(back, timeout, f"{Invariant.I7}: what was in the log when the fault had healed")
+        try:
+            wait_until(back, timeout, "recovery")
+        except AssertionError as error:
+            raise AssertionError(f"{Invariant.I7}: not within {timeout:g} s of healing: {trouble}") from error
         seconds = time.monotonic() - started
         self.report.recoveries.append(seconds)
         return seconds

@@ -252,7 +252,7 @@ class Load:
         goal = self.ledger.acknowledged + acknowledged
 
         def reached() -> bool:
-            self._raise_failure()
+            self.raise_failure()
             return self.ledger.acknowledged >= goal
 
         wait_until(reached, timeout, f"{acknowledged} more acknowledgements")
@@ -265,9 +265,10 @@ class Load:
             if sender.ident is not None:
                 sender.join(timeout)
                 assert not sender.is_alive(), f"{sender.name} hangs"
-        self._raise_failure()
+        self.raise_failure()
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise what made a sender fail, if one did."""
         for sender in self._senders:
             if sender.failure is not None:
                 raise AssertionError(f"{sender.name} failed") from sender.failure
