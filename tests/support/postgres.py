@@ -103,15 +103,22 @@ class ProcessServer:
             os.chown(self._directory, self._user.pw_uid, self._user.pw_gid)
         atexit.register(self.close)
         initdb = ["initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]
-        done = subprocess.run(
-            [str(binaries / initdb[0]), *initdb[1:], "--locale=C.UTF-8"],
-            check=False,
-            capture_output=True,
-            preexec_fn=self._drop_privileges,
-            cwd=self._directory,
-        )
+        try:
+            done = subprocess.run(
+                [str(binaries / initdb[0]), *initdb[1:], "--locale=C.UTF-8"],
+                check=False,
+                capture_output=True,
+                preexec_fn=self._drop_privileges,
+                cwd=self._directory,
+            )
+        except PermissionError:
+            unavailable(
+                "postgres",
+                f"{binaries} cannot be read by the user it has to run as (Postgres refuses root);"
+                " move the checkout, or run the tests as another user.",
+            )
         if done.returncode != 0:
-            raise RuntimeError(f"initdb failed: {done.stderr.decode(errors='replace')}")
+            unavailable("postgres", f"initdb failed: {done.stderr.decode(errors='replace').strip()}")
         self.start()
 
     @property
