@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaProducer
 from confluent_kafka import Consumer as ConfluentConsumer
 from confluent_kafka import Producer as ConfluentProducer
 from confluent_kafka import TopicPartition
@@ -129,22 +131,36 @@ def test_direct_producers_of_any_kind_meet_the_same_rules(deployment: Deployment
     assert producer.flush(30) == 0
     lines = b"\n".join([event("kcat", n) for n in range(30)] + [b'{"topic": "kcat"}', event("kcat", 3)])
     subprocess.run([kcat, "-P", "-b", bootstrap, "-t", topic], input=lines, check=True, timeout=60)
+    asyncio.run(_produce_with_aiokafka(bootstrap, topic))
     with deployment.worker(), deployment.admin():
-        stats = deployment.settled(85)
+        stats = deployment.settled(107)
         assert exact(stats) == {
-            "received": 85,
-            "unique_processed": 80,
-            "duplicate_dropped": 1,
+            "received": 107,
+            "unique_processed": 100,
+            "duplicate_dropped": 2,
             "conflicting": 1,
-            "dead_lettered": 3,
+            "dead_lettered": 4,
         }
         letters = httpx.get(f"{deployment.admin_url}/dead-letters").json()["dead_letters"]
         assert sorted(letter["reason"] for letter in letters) == [
             "conflicting_duplicate",
+            "invalid_encoding",
             "invalid_json",
             "schema",
             "tombstone",
         ]
+
+
+async def _produce_with_aiokafka(bootstrap: str, topic: str) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap, acks="all")
+    await producer.start()
+    try:
+        for number in [*range(20), 5]:
+            await producer.send(topic, event("aiokafka", number), key=b"%d" % number)
+        await producer.send_and_wait(topic, b'{"topic": "aio\xff"}', headers=[("h", b"\xff")])
+        await producer.flush()
+    finally:
+        await producer.stop()
 
 
 def test_a_gateway_without_a_broker_says_503_and_recovers_on_its_own(
