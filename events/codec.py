@@ -95,6 +95,8 @@ def decode_event(raw: bytes) -> Event:
         timestamp = parse_timestamp(envelope.timestamp)
         canonical = _canonical_payload(payload)
     except InvalidEvent as error:
+        # Bytes that are not text break that rule before any other, whichever was looked at first.
+        _require_utf8(raw)
         error.topic = _readable_name(topic)
         error.event_id = _readable_name(event_id)
         raise
@@ -124,10 +126,7 @@ def split_events(body: bytes, limit: int | None = None) -> list[bytes]:
         InvalidEvent: the body as a whole cannot be split; code `invalid_encoding`, `invalid_json`, or
             `schema` where the root is neither an object nor an array.
     """
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
+    _require_utf8(body)
     stripped = body.strip(b" \t\r\n")
     if not stripped:
         raise InvalidEvent(
@@ -151,6 +150,13 @@ def split_events(body: bytes, limit: int | None = None) -> list[bytes]:
     except (msgspec.DecodeError, RecursionError):
         # One element may hold what msgspec refuses to skip (a lone surrogate, NaN, deep nesting).
         return _split_array(stripped, limit)
+
+
+def _require_utf8(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
 
 
 def check_name(field: str, value: str) -> None:
@@ -244,10 +250,7 @@ def _parse_exactly(payload: bytes) -> Any:
     Raises:
         InvalidEvent: code `invalid_encoding`, `invalid_json`, `number_range` or `unstorable_text`.
     """
-    try:
-        text = payload.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
+    text = _require_utf8(payload)
     try:
         value = json.loads(
             text, parse_int=_exact_integer, parse_float=_exact_float, parse_constant=_refuse_constant
@@ -399,10 +402,7 @@ def _split_array(body: bytes, limit: int | None) -> list[bytes]:
 
 def _refuse(raw: bytes) -> NoReturn:
     """Find the rule that the bytes of an event break, and say so."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidEvent(InvalidCode.INVALID_ENCODING, _not_utf8(error)) from None
+    text = _require_utf8(raw)
     if _depth(raw) > MAX_DEPTH + 1:
         raise InvalidEvent(InvalidCode.TOO_DEEP, f"The event is nested deeper than {MAX_DEPTH} levels.")
     problem: list[InvalidEvent] = []

@@ -75,6 +75,8 @@ async def kafka_log(
         await admin.start()
         try:
             await admin.create(partitions, replication_factor)
+            # Answered by the leader of every partition: from here on there is one.
+            await admin.offsets()
         finally:
             await admin.stop()
     yield log

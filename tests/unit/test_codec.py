@@ -481,3 +481,10 @@ def test_every_real_event_is_decoded_and_hashed_alike_however_it_is_spelled() ->
             if number % 10 == 0:
                 other = json.dumps(dict(reversed(document.items())), indent=1, sort_keys=number % 20 == 0)
                 assert decode_event(other.encode()).content_hash == event.content_hash
+
+
+def test_bytes_that_are_not_text_are_refused_for_that_whatever_else_is_wrong() -> None:
+    raw = b'{"topic":"","event_id":"","timestamp":"","source":"","payload":{"\x80":null}}'
+    with pytest.raises(InvalidEvent) as refusal:
+        decode_event(raw)
+    assert refusal.value.code is InvalidCode.INVALID_ENCODING
