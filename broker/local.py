@@ -16,6 +16,7 @@ from broker.errors import LogUnavailable
 from broker.local_consumer import LocalConsumer, held_offsets
 from broker.local_group import ConsumerGroup
 from broker.local_journal import MAX_RECORD_BYTES, Append, Journal
+from broker.local_reader import LocalReader
 from broker.ports import LogDescription, NewRecord, PartitionOffsets, RebalanceListener
 from broker.settings import LocalLogSettings
 
@@ -86,6 +87,9 @@ class LocalLog:
 
     def admin(self) -> LocalAdmin:
         return LocalAdmin(self._journal, self._topic, self._settings)
+
+    def reader(self) -> LocalReader:
+        return LocalReader(self._journal.path)
 
 
 class LocalProducer:

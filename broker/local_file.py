@@ -197,11 +197,7 @@ class LogFile:
             db.execute(f"PRAGMA max_page_count = {max(1, self._max_bytes // page_bytes)}")
 
     def _load(self, db: sqlite3.Connection) -> None:
-        rows = db.execute(
-            "SELECT partition, beginning_offset, end_offset, committed_offset FROM partitions"
-            " ORDER BY partition"
-        )
-        self.partitions = {partition: PartitionState(*offsets) for partition, *offsets in rows}
+        self.partitions = _partition_states(db)
 
     def _append(self, records: Mapping[int, Sequence[bytes]], timestamp_ms: int) -> None:
         ends = {p: self.partitions[p].end + len(encoded) for p, encoded in records.items()}
@@ -248,24 +244,29 @@ class LogFile:
 
 
 class LogFileReader:
-    """The reading side; never writes and never checkpoints."""
+    """The reading side; never writes and never checkpoints. Any number may read while a `LogFile` writes,
+    in whatever process."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._db: sqlite3.Connection | None = None
 
     def open(self) -> None:
-        """Open the file, which a `LogFile` has to hold open already. Raises LogUnavailable."""
-        self._db = _connect(self._path)
-        with _translated(self._path):
-            self._db.execute("PRAGMA query_only = ON")
-            self._db.execute("PRAGMA wal_autocheckpoint = 0")
+        """Open the file, which has to exist. Raises LogUnavailable."""
+        self._db = _connect(self._path, read_only=True)
 
     def close(self) -> None:
         """Idempotent."""
         if self._db is not None:
             self._db.close()
             self._db = None
+
+    def partitions(self) -> dict[int, PartitionState]:
+        """The committed state. Raises LogUnavailable, LogMisconfigured."""
+        if self._db is None:
+            raise LogUnavailable("The local log is closed.")
+        with _translated(self._path):
+            return _partition_states(self._db)
 
     def read(self, spans: Sequence[Span], max_bytes: int) -> list[list[Record | UndecodableRecord]]:
         """Read each span, in whole segments, so a span can get more records than it asks for.
@@ -350,9 +351,18 @@ def _trim_partition(
     return beginning
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _partition_states(db: sqlite3.Connection) -> dict[int, PartitionState]:
+    rows = db.execute(
+        "SELECT partition, beginning_offset, end_offset, committed_offset FROM partitions ORDER BY partition"
+    )
+    return {partition: PartitionState(*offsets) for partition, *offsets in rows}
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    # Opened to read only, SQLite does not checkpoint either, also not when it is the last to close.
+    address = f"{path.resolve().as_uri()}?mode={'ro' if read_only else 'rwc'}"
     with _translated(path):
-        db = sqlite3.connect(path, isolation_level=None)
+        db = sqlite3.connect(address, isolation_level=None, uri=True)
         db.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
         return db
 

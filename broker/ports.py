@@ -183,8 +183,41 @@ class LogAdmin(Protocol):
         """Beginning and end offsets of every partition. Raises TopicMissing, LogUnavailable."""
 
 
+class LogReader(Protocol):
+    """Reads any stretch of the log, in order to check it. Belongs to no group, and moves nothing."""
+
+    async def start(self) -> None:
+        """Connect. Raises LogUnavailable, LogMisconfigured."""
+
+    async def stop(self) -> None:
+        """Close. Idempotent."""
+
+    async def offsets(self) -> dict[int, PartitionOffsets]:
+        """Beginning and end offsets of every partition. Raises TopicMissing, LogUnavailable."""
+
+    async def committed(self) -> dict[int, int | None]:
+        """The offsets the consumer group has committed, of every partition; None where there is none.
+
+        Raises TopicMissing, LogUnavailable.
+        """
+
+    async def read(self, partition: int, offset: int, end: int) -> Poll:
+        """Records from `offset` on and below `end`: as many as one fetch brings.
+
+        Args:
+            end: above `offset`, and not above the partition's end offset.
+
+        Returns:
+            A poll that has moved this partition, and no further than to `end`.
+
+        Raises:
+            OffsetOutOfRange: the log does not hold `offset` any more.
+            TopicMissing, LogUnavailable.
+        """
+
+
 class Log(Protocol):
-    """Opens producers, consumers and admins of one log topic. Nothing is connected until their `start`."""
+    """Opens what uses one log topic. Nothing is connected until its `start`."""
 
     @property
     def topic(self) -> str:
@@ -195,3 +228,5 @@ class Log(Protocol):
     def consumer(self, listener: RebalanceListener) -> Consumer: ...
 
     def admin(self) -> LogAdmin: ...
+
+    def reader(self) -> LogReader: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 from broker.kafka.admin import KafkaAdmin
 from broker.kafka.consumer import KafkaConsumer
 from broker.kafka.producer import KafkaProducer
+from broker.kafka.reader import KafkaReader
 from broker.ports import RebalanceListener
 from broker.settings import KafkaSettings
 
@@ -29,3 +30,6 @@ class KafkaLog:
 
     def admin(self) -> KafkaAdmin:
         return KafkaAdmin(self._settings)
+
+    def reader(self) -> KafkaReader:
+        return KafkaReader(self._settings)

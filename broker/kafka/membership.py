@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
-from aiokafka.protocol.fetch import FetchRequest
 
 from broker.errors import LogMisconfigured
 from broker.kafka.client import (
@@ -24,14 +23,13 @@ from broker.kafka.client import (
     topic_batch_limit,
     translated,
 )
+from broker.kafka.fetch import FETCH_WAIT_MS, fetch
 from broker.kafka.salvage import salvage
 from broker.ports import Record, UndecodableRecord
 from broker.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
 
-_FETCH_WAIT_MS: Final = 200
-_READ_COMMITTED: Final = 1
 _LAST_CHANCE: Final = 2.0
 _OVERSIZED_FACTOR: Final = 16
 
@@ -59,7 +57,7 @@ class Membership:
             rebalance_timeout_ms=milliseconds(settings.rebalance_timeout_seconds),
             heartbeat_interval_ms=milliseconds(settings.heartbeat_interval_seconds),
             max_poll_interval_ms=milliseconds(settings.max_poll_interval_seconds),
-            fetch_max_wait_ms=_FETCH_WAIT_MS,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
             fetch_max_bytes=settings.max_fetch_bytes,
             max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
         )
@@ -164,20 +162,16 @@ class Membership:
         if leader is None or leader < 0:
             raise kafka_errors.LeaderNotAvailableError(f"partition {partition}")
         limit = self._settings.max_partition_fetch_bytes * _OVERSIZED_FACTOR
-        request = FetchRequest(
-            _FETCH_WAIT_MS, 1, limit, _READ_COMMITTED, [(self._topic, [(partition, position, limit)])]
-        )
-        answer = await self._client.send(leader, request)
-        ((_, ((_, error_code, high_water, *rest),)),) = answer.topics
-        if error_code:
-            raise kafka_errors.for_code(error_code)({place: position})
-        end = rest[0] if rest[0] >= 0 else high_water
-        raw = rest[-1] or b""
-        aborted: Sequence[tuple[int, int]] = rest[2 if answer.API_VERSION >= 11 else -2] or ()
+        fetched = await fetch(self._client, leader, place, position, limit)
         found, after = salvage(
-            raw, partition=partition, position=position, end=end, aborted=aborted, max_records=max_records
+            fetched.raw,
+            partition=partition,
+            position=position,
+            end=fetched.end,
+            aborted=fetched.aborted,
+            max_records=max_records,
         )
-        if raw and after == position:
+        if fetched.raw and after == position:
             error = f"the record is larger than {limit:,} bytes"
             return [UndecodableRecord(partition, position, position + 1, error)], position + 1
         return found, after

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from aiokafka import codec
@@ -123,13 +124,28 @@ def _read_batch(
             transactions.covers(batch)
             transactions.close(batch)
         elif not transactions.covers(batch):
-            if raw[_MAGIC_AT] < 2:
-                yield from [_record(partition, record) for record in batch]
+            whole = _whole(batch, partition, after)
+            if whole is not None:
+                yield from whole
+            elif raw[_MAGIC_AT] < 2:
+                raise _Malformed("a record cannot be read")
             else:
                 yield from _read_records(raw, partition, after)
     except Exception as error:  # noqa: BLE001 - decoders and codecs raise anything at all for bad bytes
         yield UndecodableRecord(partition=partition, offset=first, next_offset=after, error=describe(error))
     yield after
+
+
+def _whole(batch: Any, partition: int, after: int) -> list[Record] | None:
+    """All records of a batch by the client's own decoder, which is many times faster; None if it gives up."""
+    try:
+        records = [_record(partition, record) for record in batch]
+    except Exception:  # noqa: BLE001 - as above
+        return None
+    offsets = [record.offset for record in records]
+    if any(later <= earlier for earlier, later in pairwise([batch.base_offset - 1, *offsets, after])):
+        return None
+    return records
 
 
 def _record(partition: int, record: Any) -> Record:

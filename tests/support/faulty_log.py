@@ -11,6 +11,7 @@ from broker.ports import (
     Consumer,
     Log,
     LogAdmin,
+    LogReader,
     NewRecord,
     PartitionOffsets,
     Poll,
@@ -71,6 +72,9 @@ class FailingLog:
 
     def admin(self) -> LogAdmin:
         return self._log.admin()
+
+    def reader(self) -> LogReader:
+        return self._log.reader()
 
 
 class _FailingProducer:
