@@ -1,34 +1,32 @@
-"""`aggregator dev`: gateway, worker and admin API in one process, on SQLite."""
+"""`aggregator dev`: gateway, worker and admin API in one process, on SQLite.
+
+The gateway needs neither store nor worker, so it answers first: everything about the database is imported and
+opened while it already listens. A request for the admin API that comes earlier waits for that.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from fastapi import FastAPI
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from admin_api.app import admin_router
-from admin_api.log_view import LogView
-from admin_api.settings import AdminSettings
 from broker.local import LocalLog
 from cli.data_directory import locked
 from cli.http_server import bind, serve
+from cli.imports import quick_imports
 from cli.process import run_process
 from cli.settings import Settings, settings_or_exit
-from cli.worker_process import WorkerProcess
-from db import migrations
-from db.engine import open_engine
-from db.queries import StoreQueries
-from db.settings import DatabaseSettings
+from ingest_api.app import create_gateway_app
 from ingest_api.gateway import Gateway
-from ingest_api.routes import publish_router
-from telemetry.api_page import install_api_page
-from telemetry.health import health_router
-from telemetry.http import install_problem_responses
+
+if TYPE_CHECKING:
+    from cli.embedded_store import EmbeddedStore
 
 
 def run_dev(host: str, port: int, data_dir: Path, *, ephemeral: bool) -> None:
@@ -59,55 +57,61 @@ class _Embedded:
         self._directory = directory
         self._ephemeral = ephemeral
         self._log = LocalLog(directory / "log.db", settings.local_log)
-        store = DatabaseSettings.model_validate({"url": f"sqlite:///{directory / 'store.db'}"})
-        self._writer = open_engine(store, application_name="aggregator dev")
-        self._reader = open_engine(store, application_name="aggregator dev", read_only=True)
         self._gateway = Gateway(self._log.producer(), settings.ingest)
-        self._worker = WorkerProcess(self._log, self._writer, settings.worker, housekeeping=[self._log.trim])
-        self._view = LogView(self._log.admin(), self._log.topic, timeout=settings.admin.log_timeout_seconds)
 
     async def run(self, host: str, port: int, stop: asyncio.Event) -> None:
         """Serve and work until `stop`, then drain: requests first, then the worker's batch."""
         listener = bind(host, port)
         address = f"http://{host}:{listener.getsockname()[1]}"
-        if migrations.current(self._writer) != migrations.head():
-            migrations.upgrade(self._writer)
         await self._log.start()
         await self._gateway.start()
-        worker_stop = asyncio.Event()
-        worker = asyncio.create_task(self._worker.work_until(worker_stop), name="worker")
+        opened: asyncio.Future[ASGIApp] = asyncio.get_running_loop().create_future()
+        listening, worker_stop = asyncio.Event(), asyncio.Event()
+        working = asyncio.create_task(self._work(listening, opened, worker_stop), name="store and worker")
+
+        def on_listening() -> None:
+            typer.echo(self._greeting(address))
+            listening.set()
+
         # If the worker dies, so does the process: a gateway that fills a log nobody reads is no service.
-        worker.add_done_callback(lambda _: stop.set())
+        working.add_done_callback(lambda _: stop.set())
         try:
             await serve(
-                self._app(),
+                _GatewayFirst(create_gateway_app(self._gateway, log_level="debug"), opened),
                 listener,
                 stop,
-                on_listening=lambda: typer.echo(self._greeting(address)),
+                on_listening=on_listening,
                 on_stopping=self._say_stopping,
                 grace_seconds=self._settings.ingest.shutdown_grace_seconds,
             )
         finally:
             await self._gateway.stop()
+            listening.set()
             worker_stop.set()
-            await asyncio.wait({worker})
-            await self._view.close()
+            await asyncio.wait({working})
             await self._log.stop()
-            self._reader.dispose()
-            self._writer.dispose()
-        worker.result()
+        working.result()
         typer.echo(self._farewell())
 
-    def _app(self) -> FastAPI:
-        queries = StoreQueries.of(
-            self._reader,
-            self._log.topic,
-            timeout=self._settings.admin.query_timeout_seconds,
-            max_page_bytes=self._settings.admin.max_page_bytes,
-        )
-        return embedded_app(
-            self._gateway, queries, self._view, self._settings.admin, lambda: self._worker.is_alive
-        )
+    async def _work(
+        self, listening: asyncio.Event, opened: asyncio.Future[ASGIApp], stop: asyncio.Event
+    ) -> None:
+        await listening.wait()
+        try:
+            store = await asyncio.to_thread(self._open_store)
+            opened.set_result(store.app(self._gateway))
+        except BaseException:
+            opened.cancel()
+            raise
+        try:
+            await store.worker.work_until(stop)
+        finally:
+            await store.close()
+
+    def _open_store(self) -> EmbeddedStore:
+        with quick_imports():
+            from cli.embedded_store import EmbeddedStore
+        return EmbeddedStore(self._directory / "store.db", self._log, self._settings)
 
     def _greeting(self, address: str) -> str:
         kept = (
@@ -143,24 +147,20 @@ Ctrl-C stops it.
         return f"Stopped. The data is in {self._directory}; the next start goes on from there."
 
 
-def embedded_app(
-    gateway: Gateway,
-    queries: StoreQueries,
-    view: LogView,
-    settings: AdminSettings,
-    is_alive: Callable[[], bool],
-) -> FastAPI:
-    """The routes of gateway and admin API as one application."""
-    app = FastAPI(
-        title="Event aggregator",
-        description="Takes events, answers once they are durable, stores each exactly once, and shows them.",
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.include_router(publish_router(gateway))
-    app.include_router(admin_router(queries, view, settings))
-    app.include_router(health_router(gateway.readiness, is_alive))
-    install_api_page(app)
-    # On a developer's screen one line per batch says it all; failures are still told.
-    install_problem_responses(app, log_level="debug")
-    return app
+class _GatewayFirst:
+    """The gateway's routes alone, until the application with all routes is there."""
+
+    def __init__(self, gateway_app: ASGIApp, opened: asyncio.Future[ASGIApp]) -> None:
+        self._gateway_app = gateway_app
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_request = scope["type"] == "http"
+        if not is_request or (not self._opened.done() and scope["path"] in _ANSWERED_FIRST):
+            await self._gateway_app(scope, receive, send)
+            return
+        app = await asyncio.shield(self._opened)
+        await app(scope, receive, send)
+
+
+_ANSWERED_FIRST = frozenset({"/publish", "/livez", "/healthz", "/readyz"})

@@ -8,7 +8,7 @@ import errno
 import socket
 from collections.abc import Callable, Iterator
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from cli.process import StartFailure
 from telemetry.server import HttpServer
@@ -17,7 +17,7 @@ from telemetry.server import HttpServer
 class _Server(HttpServer):
     """Leaves the signals to the process, and says when it listens."""
 
-    def __init__(self, app: FastAPI, grace_seconds: float, on_listening: Callable[[], None]) -> None:
+    def __init__(self, app: ASGIApp, grace_seconds: float, on_listening: Callable[[], None]) -> None:
         super().__init__(app, host="", port=0, shutdown_grace_seconds=grace_seconds)
         self._on_listening = on_listening
 
@@ -55,7 +55,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def serve(
-    app: FastAPI,
+    app: ASGIApp,
     listener: socket.socket,
     stop: asyncio.Event,
     *,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime as dt
 from collections.abc import Sequence
 from typing import Any, Final
@@ -11,12 +9,12 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Engine, Row, func, select
 
+from db.dead_letters import decode_headers
 from db.event_filter import DeadLetterFilter
 from db.models import DeadLetterRow
 from db.read_transaction import read_transaction
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_StoredHeaders = list[tuple[str, str | None]]
 
 _SUMMARY: Final = (
     DeadLetterRow.id,
@@ -179,11 +177,5 @@ def _moment(milliseconds: int) -> dt.datetime | None:
 
 
 def _headers(stored: bytes) -> Sequence[Header] | None:
-    try:
-        pairs = msgspec.json.decode(stored, type=_StoredHeaders)
-        return [
-            Header(key, None if value is None else OriginalBytes.of(base64.b64decode(value, validate=True)))
-            for key, value in pairs
-        ]
-    except (msgspec.DecodeError, UnicodeDecodeError, binascii.Error, ValueError):
-        return None
+    pairs = decode_headers(stored)
+    return None if pairs is None else [Header(key, OriginalBytes.of(value)) for key, value in pairs]

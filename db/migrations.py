@@ -98,7 +98,7 @@ def upgrade(engine: Engine) -> None:
 
 @contextmanager
 def exclusively(connection: Connection) -> Iterator[None]:
-    """Keep other migrations of this database out during the block; afterwards the connection is of no more use.
+    """Keep other migrations of this database out during the block; afterwards the connection is of no use.
 
     Statements may take as long as they need. On SQLite there is
     nothing to do: a transaction keeps every other writer out.

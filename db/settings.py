@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+
+if TYPE_CHECKING:
+    # Imported where it is needed: the gateway reads settings, and has no use for a database library.
+    from sqlalchemy.engine import URL
 
 _POSTGRES_SCHEMES: Final = frozenset({"postgresql", "postgres", "postgresql+psycopg"})
 _SQLITE_SCHEMES: Final = frozenset({"sqlite", "sqlite+pysqlite"})
@@ -60,10 +62,15 @@ class DatabaseSettings(BaseModel):
     @property
     def sqlalchemy_url(self) -> URL:
         """The URL as SQLAlchemy takes it, with our driver. Its repr hides the password."""
+        from sqlalchemy.engine import make_url
+
         return make_url(self.url.get_secret_value())
 
 
 def _normalise(text: str) -> URL:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):

@@ -16,10 +16,13 @@ from telemetry.http import install_problem_responses
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def create_gateway_app(gateway: Gateway, lifespan: Lifespan | None = None) -> FastAPI:
+def create_gateway_app(
+    gateway: Gateway, lifespan: Lifespan | None = None, *, log_level: str = "info"
+) -> FastAPI:
     """`/publish`, the probes, `/docs` and `/openapi.json`.
 
     Args:
+        log_level: of the line for a request that was answered with a status below 500.
         lifespan: what surrounds the life of the application; by default `gateway_lifespan`.
     """
     app = FastAPI(
@@ -32,7 +35,7 @@ def create_gateway_app(gateway: Gateway, lifespan: Lifespan | None = None) -> Fa
     app.include_router(publish_router(gateway))
     app.include_router(health_router(gateway.readiness))
     install_api_page(app)
-    install_problem_responses(app)
+    install_problem_responses(app, log_level=log_level)
     return app
 
 

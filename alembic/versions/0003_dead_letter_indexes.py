@@ -1,8 +1,8 @@
 """Indexes that lead to dead letters by what has been done about them, and to those that came of a replay.
 
-On Postgres they are built while workers go on writing (`CONCURRENTLY`), which happens outside of a transaction:
-a build that was interrupted leaves an invalid index, which the next try removes first. That is also why this
-is a migration of its own.
+On Postgres they are built while workers go on writing (`CONCURRENTLY`), which happens outside of a
+transaction: a build that was interrupted leaves an invalid index, which the next try removes first. That is
+also why this is a migration of its own.
 
 Revision: 0003
 Revises: 0002

@@ -1,0 +1,70 @@
+"""What the embedded mode needs a database for: the store, the worker, and the application with all routes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from admin_api.app import admin_router
+from admin_api.log_view import LogView
+from broker.local import LocalLog
+from cli.settings import Settings
+from cli.worker_process import WorkerProcess
+from db import migrations
+from db.engine import open_engine
+from db.queries import StoreQueries
+from db.settings import DatabaseSettings
+from ingest_api.gateway import Gateway
+from ingest_api.routes import publish_router
+from telemetry.api_page import install_api_page
+from telemetry.health import health_router
+from telemetry.http import install_problem_responses
+
+
+class EmbeddedStore:
+    """An open SQLite store with its worker. Opening brings the schema up to date.
+
+    Raises:
+        StoreError: the file cannot be used, or is of a newer version.
+    """
+
+    def __init__(self, path: Path, log: LocalLog, settings: Settings) -> None:
+        self._log = log
+        self._settings = settings
+        database = DatabaseSettings.model_validate({"url": f"sqlite:///{path}"})
+        self._writer = open_engine(database, application_name="aggregator dev")
+        self._reader = open_engine(database, application_name="aggregator dev", read_only=True)
+        if migrations.current(self._writer) != migrations.head():
+            migrations.upgrade(self._writer)
+        self.worker = WorkerProcess(log, self._writer, settings.worker, housekeeping=[log.trim])
+        self._view = LogView(log.admin(), log.topic, timeout=settings.admin.log_timeout_seconds)
+
+    def app(self, gateway: Gateway) -> FastAPI:
+        """The routes of gateway and admin API as one application."""
+        admin = self._settings.admin
+        queries = StoreQueries.of(
+            self._reader,
+            self._log.topic,
+            timeout=admin.query_timeout_seconds,
+            max_page_bytes=admin.max_page_bytes,
+        )
+        app = FastAPI(
+            title="Event aggregator",
+            description="Takes events, answers once they are durable, stores each exactly once, shows them.",
+            docs_url=None,
+            redoc_url=None,
+        )
+        app.include_router(publish_router(gateway))
+        app.include_router(admin_router(queries, self._view, admin))
+        app.include_router(health_router(gateway.readiness, lambda: self.worker.is_alive))
+        install_api_page(app)
+        # On a developer's screen one line per batch says it all; failures are still told.
+        install_problem_responses(app, log_level="debug")
+        return app
+
+    async def close(self) -> None:
+        """Close everything that was opened here; the worker has to have stopped."""
+        await self._view.close()
+        self._reader.dispose()
+        self._writer.dispose()
