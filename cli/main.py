@@ -123,6 +123,32 @@ def topic_describe(
     describe(as_json=as_json)
 
 
+@app.command()
+def verify(
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Check the data directory of `aggregator dev`, which may be running; without this, the log"
+            " and the database of the environment.",
+            file_okay=False,
+        ),
+    ] = None,
+    counts_only: Annotated[
+        bool,
+        typer.Option("--counts-only", help="Compare counts and positions; do not read the log or every row."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare the log with the store: a verdict for every record, a row for every count.
+
+    Reads only, and may run beside workers. Exit status 0 if everything agrees, 1 if anything does not, 2 if
+    it could not be found out.
+    """
+    from cli.verify import verify as run
+
+    run(data_dir, counts_only=counts_only, as_json=as_json)
+
+
 @config_commands.command("show")
 def config_show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

@@ -98,6 +98,27 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     detected_at: dt.datetime
 
 
+_GAP_REASONS: Final = {
+    "expired": "the log's retention removed them before a worker had read them",
+    "truncated": "the log ended before the position: records were lost in it, or the topic was recreated",
+    "recreated": "the log topic was deleted and created anew, so its records were others than before",
+}
+
+
+def gap_sentence(gap: Gap) -> str:
+    """What is missing and why, for an operator."""
+    missing = (
+        f"offsets {gap.from_offset:,} up to {gap.to_offset:,} ({gap.to_offset - gap.from_offset:,} in all)"
+        if gap.to_offset is not None
+        else f"what was in the log from offset {gap.from_offset:,} on, if there was anything,"
+    )
+    why = _GAP_REASONS.get(gap.reason, gap.reason)
+    return (
+        f"Partition {gap.partition}: {missing} never got a verdict, because {why}."
+        f" Found at {gap.detected_at:%Y-%m-%d %H:%M:%S} UTC; incarnation {gap.incarnation} began."
+    )
+
+
 class StatsQueries:
     """Reads what the store counts. Safe to use from many threads; every call is a transaction of its own.
 
