@@ -54,6 +54,8 @@ def dead_letter_router(queries: DeadLetterQueries) -> APIRouter:
                 "key": letter.key,
                 "value": letter.value,
                 "headers": letter.headers,
+                "replayed_value": letter.replayed_value,
+                "children": letter.children,
             }
         )
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
+from db.dead_letter_status import Status
 from db.event_filter import DeadLetterFilter, EventFilter
 from events.codec import check_name, parse_timestamp
 from events.errors import InvalidCode, InvalidEvent
@@ -22,7 +23,7 @@ MAX_INTEGER: Final = 2**63 - 1
 """The largest number the databases hold."""
 
 _REASONS: Final = (*sorted(InvalidCode), CONFLICT_REASON, UNDECODABLE_REASON, DATABASE_REASON)
-_STATUSES: Final = ("pending", "replayed", "discarded")
+_STATUSES: Final = tuple(Status)
 _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 
 

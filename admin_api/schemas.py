@@ -201,13 +201,25 @@ class DeadLetterSummary(_Schema):
     id: int
     reason: str = Field(examples=["invalid_json"])
     error: str = Field(examples=["The text is not valid JSON (line 1, column 2)."])
-    status: Literal["pending", "replayed", "discarded"]
+    status: Literal["pending", "replaying", "replayed", "replay_unknown", "discarded"] = Field(
+        description="`replay_unknown`: a replay was begun, and it is not known whether the log has its record;"
+        " to replay it again is safe."
+    )
     topic: str | None = Field(description="The event's topic, where it could be read.")
     event_id: str | None
     log: DeadLetterPlace
     received_at: dt.datetime | None
     created_at: dt.datetime
     value_bytes: int | None = Field(description="Size of the record's value; null for a record without one.")
+    parent_id: int | None = Field(
+        description="The dead letter whose replay this record was, as its header `replay_of` says."
+    )
+    replays: int = Field(description="How often it was replayed.", examples=[0])
+    status_changed_at: dt.datetime | None = Field(description="Null while nothing was done about it.")
+    status_changed_by: str | None = Field(description="Who did it.", examples=["ann"])
+    operation_id: int | None = Field(
+        description="The bulk operation that changed the status last, if it was one."
+    )
 
 
 class DeadLettersPage(_Page):
@@ -239,3 +251,9 @@ class DeadLetter(DeadLetterSummary):
     key: OriginalBytes | None
     value: OriginalBytes | None
     headers: list[Header] | None = Field(description="In their order; null if they cannot be read.")
+    replayed_value: OriginalBytes | None = Field(
+        description="What the last replay sent in place of the value, if it was edited."
+    )
+    children: list[int] = Field(
+        description="Dead letters that came of replaying this one, the newest first; at most 100."
+    )

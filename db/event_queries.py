@@ -319,6 +319,14 @@ def _stored_entry(
     return _event(row), StoryEntry(Verdict.STORED, stored_at, row.received_at, place)
 
 
+def stored_event(connection: Connection, key: bytes) -> StoredEvent | None:
+    """The event stored under an identity; None if there is none, or retention has removed it."""
+    stored = connection.execute(
+        select(EventKeyRow.seq, EventKeyRow.stored_at).where(EventKeyRow.key == key)
+    ).one_or_none()
+    return None if stored is None else _stored_entry(connection, *stored)[0]
+
+
 def _letters_of(key: bytes) -> _Select:
     return (
         select(

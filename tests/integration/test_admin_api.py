@@ -133,7 +133,7 @@ async def test_a_cursor_is_good_for_its_own_listing_and_filter_only(admin: Admin
         ("/events/a/b?verbose=1", "none is allowed here"),
         ("/stats?topic=orders", "none is allowed here"),
         ("/dead-letters?reason=bad", "`reason` must be one of"),
-        ("/dead-letters?status=open", "`status` must be one of pending, replayed, discarded."),
+        ("/dead-letters?status=open", "`status` must be one of pending, replaying, replayed"),
         ("/dead-letters/0", "dead_letter_id"),
         ("/dead-letters/9223372036854775808", "dead_letter_id"),
         ("/dead-letters/one", "dead_letter_id"),
