@@ -59,7 +59,8 @@ class LogScan:
             BrokerError, StoreError: the scan could not be finished.
         """
         found = Findings()
-        scan = _PartitionScan(position, self._beginnings.get(position.partition, 0))
+        beginning = self._beginnings.get(position.partition, 0)
+        scan = _PartitionScan(position, beginning, knows_origin=self._snapshot.only_log_topic)
         while scan.offset < position.next_offset:
             try:
                 poll = await self._reader.read(position.partition, scan.offset, position.next_offset)
@@ -97,8 +98,9 @@ class LogScan:
 class _PartitionScan:
     """What was read of one partition, and what the store had to say about it."""
 
-    def __init__(self, position: StoredPosition, beginning: int) -> None:
+    def __init__(self, position: StoredPosition, beginning: int, *, knows_origin: bool) -> None:
         self.position = position
+        self._knows_origin = knows_origin
         self.offset = min(beginning, position.next_offset)
         self._from_zero = beginning == 0
         self._skipped = False
@@ -162,8 +164,8 @@ class _PartitionScan:
         by_log = Counts(*(self._verdicts[verdict] for verdict in Verdict))
         whole = self._from_zero and not self._skipped and self.position.incarnation == 1
         left, right = by_log, counts
-        if self._uncertain:
-            # The events are gone: what was stored, and what a duplicate, cannot be told apart any more.
+        if self._uncertain or not self._knows_origin:
+            # What was stored, and what is a duplicate of it, cannot be told apart for sure.
             left, right = (
                 one._replace(stored=one.stored + one.duplicate, duplicate=0) for one in (left, right)
             )

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from broker.local import LocalLog
-from broker.ports import Consumer, Log, LogAdmin, NewRecord, Poll, Producer, RebalanceListener
+from broker.ports import Consumer, Log, LogAdmin, LogReader, NewRecord, Poll, Producer, RebalanceListener
 from broker.settings import LocalLogSettings
 from db.engine import Engine, open_engine
 from db.errors import StoreUnavailable
@@ -46,6 +46,9 @@ class FreezingLog:
 
     def admin(self) -> LogAdmin:
         return self._log.admin()
+
+    def reader(self) -> LogReader:
+        return self._log.reader()
 
     def consumer(self, listener: RebalanceListener) -> Consumer:
         self.consumers += 1

@@ -93,6 +93,14 @@ class Deployment:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def verify(self, *arguments: str, status: int = 0) -> dict[str, Any]:
+        """The report of `aggregator verify`; fails the test, with the findings, unless it ends with `status`.
+
+        Runs beside everything else: it joins no group and writes nothing.
+        """
+        report: dict[str, Any] = json.loads(self.run("verify", "--json", *arguments, status=status))
+        return report
+
     def send(self, *arguments: str) -> dict[str, Any]:
         output = self.run("send", *arguments, "--url", self.gateway_url, "--json")
         summary: dict[str, Any] = json.loads(output)
