@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Engine, insert, select
 
+from db.event_filter import AuditFilter
 from db.models import AuditRow
 from db.read_transaction import read_transaction
 
@@ -74,25 +75,17 @@ class AuditQueries:
         self._engine = engine
         self._timeout = timeout
 
-    def page(
-        self, *, limit: int, before: int | None = None, dead_letter_id: int | None = None
-    ) -> Sequence[AuditEntry]:
-        """Up to `limit` entries with an id below `before`, newest first.
-
-        Args:
-            dead_letter_id: only what was done to this one by itself; what a bulk operation did to it is told
-                of by the operation.
-        """
+    def page(self, chosen: AuditFilter, *, limit: int, before: int | None = None) -> Sequence[AuditEntry]:
+        """Up to `limit` entries with an id below `before`, newest first."""
         row = AuditRow
         statement = (
             select(row.id, row.at, row.actor, row.action, row.dead_letter_id, row.operation_id, row.detail)
+            .where(*chosen.conditions())
             .order_by(row.id.desc())
             .limit(limit)
         )
         if before is not None:
             statement = statement.where(row.id < before)
-        if dead_letter_id is not None:
-            statement = statement.where(row.dead_letter_id == dead_letter_id)
         with read_transaction(self._engine, self._timeout) as connection:
             return [
                 AuditEntry(*one[:-1], None if one.detail is None else msgspec.Raw(one.detail.encode()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, text
@@ -13,7 +12,7 @@ from db.dead_letter_queries import DeadLetterQueries, DeadLetterSummary
 from db.dead_letter_status import Outcome
 from db.dead_letter_store import DeadLetterStore
 from db.errors import DeadLetterRefused, OperationLost, UnknownDeadLetter, UnknownOperation
-from db.event_filter import DeadLetterFilter
+from db.event_filter import AuditFilter, DeadLetterFilter
 from db.operation_queries import Kind, Operation, OperationQueries, OperationStatus
 from db.operation_store import OperationStore
 from tests.support.store_filler import StoreFiller, make_event
@@ -62,7 +61,7 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf(writer: Engine, reader: Engine) -> Iterator[Shelf]:
+def shelf(writer: Engine, reader: Engine) -> Shelf:
     return Shelf(writer, reader)
 
 
@@ -84,7 +83,9 @@ def test_of_two_operators_one_wins_and_the_other_is_told_why(shelf: Shelf) -> No
 
     done = shelf.letter(letter)
     assert (done.status, done.replays, done.status_changed_by) == ("replayed", 1, "ann")
-    assert [(e.actor, e.action) for e in shelf.audit.page(limit=10)] == [("ann", "dead_letter.replay")]
+    assert [(e.actor, e.action) for e in shelf.audit.page(AuditFilter(), limit=10)] == [
+        ("ann", "dead_letter.replay")
+    ]
 
 
 def test_a_replay_keeps_the_original_record_as_it_was(shelf: Shelf) -> None:
@@ -206,7 +207,10 @@ def test_an_operation_takes_what_matched_at_its_creation_in_order(shelf: Shelf) 
     assert (counts(shown), shown.status) == ((2, 1, 1, 1), OperationStatus.COMPLETED)
     assert shelf.letter(ids[0]).operation_id == operation
     assert shelf.letter(ids[0]).status_changed_by == "ann"
-    assert [e.action.rpartition(".")[2] for e in shelf.audit.page(limit=9)] == ["end", "create"]
+    assert [e.action.rpartition(".")[2] for e in shelf.audit.page(AuditFilter(), limit=9)] == [
+        "end",
+        "create",
+    ]
 
 
 def test_values_held_at_once_are_bounded(shelf: Shelf) -> None:
