@@ -35,7 +35,9 @@ def admin_router(
         actor_of: names who asks, for the audit log.
     """
     router = APIRouter()
-    router.include_router(event_router(queries.events, export_chunk=settings.export_chunk_events))
+    router.include_router(
+        event_router(queries.events, queries.stats, log, export_chunk=settings.export_chunk_events)
+    )
     router.include_router(
         stats_router(
             queries.stats, log, worker_liveness=dt.timedelta(seconds=settings.worker_liveness_seconds)

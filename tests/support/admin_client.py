@@ -52,6 +52,7 @@ class ScriptedLog:
 
     async def _answer(self) -> None:
         self.questions += 1
+        self.asked.set()
         await self.answering.wait()
         if self.error is not None:
             raise self.error
