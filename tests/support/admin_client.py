@@ -31,7 +31,7 @@ class ScriptedLog:
         self.answering = asyncio.Event()
         self.answering.set()
         self.starts = 0
-        self.questions = 0
+        self.asked = asyncio.Event()
 
     async def start(self) -> None:
         await self._answer()
@@ -51,7 +51,6 @@ class ScriptedLog:
         return {number: PartitionOffsets(number, *bounds) for number, bounds in self.held.items()}
 
     async def _answer(self) -> None:
-        self.questions += 1
         self.asked.set()
         await self.answering.wait()
         if self.error is not None:
