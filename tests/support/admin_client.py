@@ -112,6 +112,7 @@ async def admin_over(
     app = create_admin_app(queries, view, settings, health, office)
     if writer is not None:
         await office.start()
+        await asyncio.sleep(0)  # the producer's turn to connect
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
         yield Admin(app, client, log, health, office)
     if writer is not None:
