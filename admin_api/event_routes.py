@@ -7,24 +7,38 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Depends, Query
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from admin_api import schemas
 from admin_api.cursor import decode_number, encode_cursor
 from admin_api.event_path import identity_in_path
+from admin_api.log_view import LogView
 from admin_api.parameters import EventFilterParameters, EventsParameters, Parameters
 from admin_api.route import READ_PROBLEMS, AdminRoute, json_answer
+from admin_api.whereabouts import unknown_event, waiting
 from db.event_queries import EventQueries, EventsPage
-from telemetry.problem import Problem, problem_responses
+from db.stats_queries import StatsQueries
+from telemetry.problem import ProblemDocument
 
 _LISTING = "events"
 _encode = msgspec.json.Encoder().encode
 
 
-def event_router(queries: EventQueries, *, export_chunk: int) -> APIRouter:
+_UNKNOWN = (
+    "No record of this identity has got a verdict. `may_still_arrive` says whether one may wait in the log"
+    " (null if the log cannot be reached); `waiting` how many records do: `gateway_partition` is where the"
+    " gateway puts this identity, `gateway_partition_lag` what waits there, `total_lag` what waits anywhere,"
+    " for producers that write to the log directly may use any partition. With `may_still_arrive` false, no"
+    " such record was in the log when the request came."
+)
+
+
+def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, export_chunk: int) -> APIRouter:
     """The routes under `/events`.
 
     Args:
+        stats, log: asked where an event that is not known could still be.
         export_chunk: most events an export holds at once.
     """
     router = APIRouter(tags=["events"], route_class=AdminRoute)
@@ -67,19 +81,29 @@ def event_router(queries: EventQueries, *, export_chunk: int) -> APIRouter:
     @router.get(
         "/events/{topic:path}/{event_id:path}",
         response_model=schemas.EventWithStory,
-        responses={**READ_PROBLEMS, **problem_responses(404)},
+        responses={**READ_PROBLEMS, 404: {"model": ProblemDocument, "description": _UNKNOWN}},
     )
-    def show_event(
+    async def show_event(
         identity: Annotated[tuple[str, str], Depends(identity_in_path)], _: Annotated[Parameters, Query()]
     ) -> Response:
         """One event and its story: the verdict of every record seen for it that is still known.
 
+        Conflicts and dead letters are told one by one, with what became of them; duplicates are counted by
+        topic (`/topics`) and not remembered one by one. For an identity of which nothing is known, the answer
+        says whether the log holds records that could still be it.
+
         A topic or event_id with a slash is written with `%2F`. (For a part that is `.` or `..`, which HTTP
         clients remove from paths, use `GET /events?topic=…&event_id=…`.)
         """
-        story = queries.story(*identity)
+        story = await run_in_threadpool(queries.story, *identity)
         if story is None:
-            raise Problem(404, "unknown_event", "No record with this topic and event_id is known.")
+            # The log first, then the positions, then the story once more: without lag in between, what was in
+            # the log has its verdict, and this story is the last word on it.
+            state = await log.state()
+            positions = {one.partition: one.next_offset for one in await run_in_threadpool(stats.partitions)}
+            story = await run_in_threadpool(queries.story, *identity)
+            if story is None:
+                raise unknown_event(waiting(state, positions, *identity), state)
         return json_answer(story)
 
     return router

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
+from db.dead_letter_status import Status
 from db.event_filter import DeadLetterFilter, EventFilter
 from events.codec import check_name, parse_timestamp
 from events.errors import InvalidCode, InvalidEvent
@@ -22,7 +23,7 @@ MAX_INTEGER: Final = 2**63 - 1
 """The largest number the databases hold."""
 
 _REASONS: Final = (*sorted(InvalidCode), CONFLICT_REASON, UNDECODABLE_REASON, DATABASE_REASON)
-_STATUSES: Final = ("pending", "replayed", "discarded")
+_STATUSES: Final = tuple(Status)
 _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 
 
@@ -99,6 +100,11 @@ _Offset = Annotated[
     int | None,
     BeforeValidator(_whole_number(0, MAX_INTEGER)),
     WithJsonSchema({"type": "integer", "minimum": 0}),
+]
+_LetterId = Annotated[
+    int | None,
+    BeforeValidator(_whole_number(1, MAX_INTEGER)),
+    WithJsonSchema({"type": "integer", "minimum": 1}),
 ]
 _Cursor = Annotated[str | None, WithJsonSchema({"type": "string"})]
 
@@ -178,8 +184,8 @@ class EventsParameters(EventFilterParameters, PageParameters):
         return self
 
 
-class DeadLettersParameters(PageParameters):
-    """A page of dead letters; every given filter must match."""
+class DeadLetterFilterParameters(Parameters):
+    """Which dead letters; every given parameter must match."""
 
     reason: _Reason = Field(None, description="Why it is a dead letter.")
     topic: _Name = Field(None, description="The event's topic, for records whose topic could be read.")
@@ -197,6 +203,16 @@ class DeadLettersParameters(PageParameters):
         return DeadLetterFilter(
             reason=self.reason, topic=self.topic, status=self.status, since=self.since, until=self.until
         )
+
+
+class DeadLettersParameters(DeadLetterFilterParameters, PageParameters):
+    """A page of dead letters."""
+
+
+class AuditParameters(PageParameters):
+    """A page of audit entries."""
+
+    dead_letter_id: _LetterId = Field(None, description="Only what was done to this dead letter by itself.")
 
 
 def _check_order(first: str, since: dt.datetime | None, second: str, until: dt.datetime | None) -> None:

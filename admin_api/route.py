@@ -11,7 +11,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-from db.errors import QueryTimedOut, SchemaMismatch, StoreError, StoreUnavailable
+from db.errors import (
+    DeadLetterRefused,
+    QueryTimedOut,
+    SchemaMismatch,
+    StoreError,
+    StoreUnavailable,
+    UnknownDeadLetter,
+    UnknownOperation,
+)
 from telemetry.problem import Problem, problem_responses
 
 RETRY_AFTER_S: Final = 5
@@ -48,7 +56,13 @@ def json_answer(content: object) -> Response:
 
 
 def store_problem(error: StoreError) -> Problem:
-    """The problem a failed read is to its caller."""
+    """The problem a failed read or write is to its caller."""
+    if isinstance(error, UnknownDeadLetter):
+        return Problem(404, "unknown_dead_letter", str(error))
+    if isinstance(error, UnknownOperation):
+        return Problem(404, "unknown_operation", str(error))
+    if isinstance(error, DeadLetterRefused):
+        return Problem(409, "wrong_status", str(error), extra={"dead_letter_status": error.status})
     if isinstance(error, QueryTimedOut):
         return Problem(504, "query_timeout", str(error), retryable=False)
     if isinstance(error, SchemaMismatch):

@@ -48,6 +48,35 @@ class StoredEvent(_Schema):
     log: LogPlace
 
 
+class ConflictContent(_Schema):
+    """The content of the record that lost."""
+
+    timestamp: dt.datetime
+    source: str
+    payload: dict[str, Any]
+
+
+class Change(_Schema):
+    """One place at which two contents differ."""
+
+    path: str = Field(description="A JSON pointer (RFC 6901) into the event.", examples=["/payload/total"])
+    change: Literal["changed", "added", "removed"]
+    stored: Any = Field(description="The value there in the stored event; null also where there is none.")
+    rejected: Any = Field(description="The same of the rejected one.")
+    shortened: bool = Field(
+        description="Whether a value is too large to be shown, and is the beginning of its JSON as text."
+    )
+
+
+class Conflict(_Schema):
+    """Both contents of an identity, and how they differ."""
+
+    stored: StoredEvent
+    rejected: ConflictContent
+    difference: list[Change]
+    difference_complete: bool = Field(description="False if there are more changes than are shown.")
+
+
 class _Page(_Schema):
     count: int = Field(description="Entries in this page.", examples=[1])
     next_cursor: str | None = Field(
@@ -77,12 +106,16 @@ class StoryEntry(_Schema):
     reason: str | None = Field(description="Why it is a dead letter.")
     error: str | None = Field(description="The same as a sentence.")
     status: str | None = Field(description="What has been done about the dead letter.")
+    status_changed_at: dt.datetime | None = Field(description="When; null while nothing has been done.")
+    status_changed_by: str | None = Field(description="Who did it.")
+    replays: int | None = Field(description="How often the dead letter was replayed.")
+    parent_id: int | None = Field(description="The dead letter whose replay this record was.")
 
 
 class EventWithStory(_Schema):
     """An event and the verdict of every record of its identity that is still known.
 
-    Duplicates are counted, not kept: see `/topics`.
+    Duplicates are counted by topic (`/topics`), and not remembered one by one.
     """
 
     event: StoredEvent | None = Field(description="Null if it was never stored, or removed by retention.")
@@ -152,6 +185,27 @@ class TopicsPage(_Page):
     topics: list[TopicStats]
 
 
+class Gap(_Schema):
+    """Offsets that never got a verdict, because the log no longer held them."""
+
+    id: int
+    log_topic: str
+    partition: int
+    incarnation: int = Field(description="The incarnation that began after the gap.")
+    from_offset: int
+    to_offset: int | None = Field(description="Exclusive; null where it cannot be known.")
+    reason: str = Field(description="`expired`, `truncated` or `recreated`.", examples=["expired"])
+    detected_at: dt.datetime
+    explanation: str = Field(
+        description="What is missing and why, in words.",
+        examples=[
+            "Partition 3: offsets 10 up to 15 (5 in all) never got a verdict, because the log's retention"
+            " removed them before a worker had read them. Found at 2026-01-31 12:00:00 UTC; incarnation 2"
+            " began."
+        ],
+    )
+
+
 class PartitionStats(_Schema):
     partition: int
     incarnation: int | None = Field(description="Null before the first verdict, as the next three.")
@@ -163,6 +217,8 @@ class PartitionStats(_Schema):
     )
     end_offset: int | None = Field(description="The next offset the log will assign.")
     lag: int | None = Field(description="Records in the log not yet given a verdict.")
+    gaps: int = Field(description="How often offsets were lost before they got a verdict: see `/gaps`.")
+    last_gap: Gap | None
 
 
 class Partitions(_Schema):
@@ -170,19 +226,6 @@ class Partitions(_Schema):
 
     partitions: list[PartitionStats]
     broker: Broker
-
-
-class Gap(_Schema):
-    """Offsets that never got a verdict, because the log no longer held them."""
-
-    id: int
-    log_topic: str
-    partition: int
-    incarnation: int = Field(description="The incarnation that began after the gap.")
-    from_offset: int
-    to_offset: int | None = Field(description="Exclusive; null where it cannot be known.")
-    reason: str = Field(examples=["expired"])
-    detected_at: dt.datetime
 
 
 class GapsPage(_Page):
@@ -201,13 +244,25 @@ class DeadLetterSummary(_Schema):
     id: int
     reason: str = Field(examples=["invalid_json"])
     error: str = Field(examples=["The text is not valid JSON (line 1, column 2)."])
-    status: Literal["pending", "replayed", "discarded"]
+    status: Literal["pending", "replaying", "replayed", "replay_unknown", "discarded"] = Field(
+        description="`replay_unknown`: a replay was begun, and whether its record is in the log is not known;"
+        " to replay it again is safe."
+    )
     topic: str | None = Field(description="The event's topic, where it could be read.")
     event_id: str | None
     log: DeadLetterPlace
     received_at: dt.datetime | None
     created_at: dt.datetime
     value_bytes: int | None = Field(description="Size of the record's value; null for a record without one.")
+    parent_id: int | None = Field(
+        description="The dead letter whose replay this record was, as its header `replay_of` says."
+    )
+    replays: int = Field(description="How often it was replayed.", examples=[0])
+    status_changed_at: dt.datetime | None = Field(description="Null while nothing was done about it.")
+    status_changed_by: str | None = Field(description="Who did it.", examples=["ann"])
+    operation_id: int | None = Field(
+        description="The bulk operation that changed the status last, if it was one."
+    )
 
 
 class DeadLettersPage(_Page):
@@ -239,3 +294,85 @@ class DeadLetter(DeadLetterSummary):
     key: OriginalBytes | None
     value: OriginalBytes | None
     headers: list[Header] | None = Field(description="In their order; null if they cannot be read.")
+    replayed_value: OriginalBytes | None = Field(
+        description="What the last replay sent in place of the value, if it was edited."
+    )
+    children: list[int] = Field(
+        description="Dead letters that came of replaying this one, the newest first; at most 100."
+    )
+    conflict: Conflict | None = Field(
+        description="For a conflict whose stored event is still there: both contents and their difference."
+    )
+
+
+class DeadLetterGroup(_Schema):
+    """The dead letters of one reason."""
+
+    reason: str
+    count: int
+    statuses: dict[str, int] = Field(description="How many by status; only statuses that occur.")
+    oldest: dt.datetime
+    newest: dt.datetime
+    newest_id: int = Field(description="An example.")
+
+
+class DeadLetterGroups(_Schema):
+    """Dead letters by reason, the largest group first."""
+
+    groups: list[DeadLetterGroup]
+
+
+class DeadLetterFilter(_Schema):
+    reason: str | None
+    topic: str | None
+    status: Literal["pending", "replay_unknown"]
+    since: dt.datetime | None
+    until: dt.datetime | None
+
+
+class DeadLetterOperation(_Schema):
+    """A replay or discard of all dead letters that matched a filter when it was created."""
+
+    id: int
+    kind: Literal["replay", "discard"]
+    filter: DeadLetterFilter
+    limit: int | None
+    dry_run: bool
+    status: Literal["waiting", "running", "completed", "cancelled", "failed"]
+    matching: int | None = Field(
+        description="How many matched when it was created; null if counting took too long."
+    )
+    done: int = Field(description="Replayed or discarded; in a dry run, what would be.")
+    skipped: int = Field(description="Records without a value: there is nothing to replay.")
+    failed: int = Field(description="Not taken by the log; they are what they were.")
+    unknown: int = Field(description="Perhaps replayed; they are `replay_unknown` now.")
+    progress: float = Field(description="From 0 to 1.", examples=[0.25])
+    requested_by: str
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    finished_at: dt.datetime | None
+    error: str | None = Field(description="A sentence, if it failed.")
+
+
+class DeadLetterOperationsPage(_Page):
+    """Bulk operations, newest first."""
+
+    operations: list[DeadLetterOperation]
+
+
+class AuditEntry(_Schema):
+    """One thing that somebody did."""
+
+    id: int
+    at: dt.datetime
+    actor: str = Field(description="Who, as the header X-Actor claimed.", examples=["ann"])
+    action: str = Field(examples=["dead_letter.replay"])
+    dead_letter_id: int | None
+    operation_id: int | None
+    detail: dict[str, Any] | None
+
+
+class AuditPage(_Page):
+    """Audit entries, newest first."""
+
+    entries: list[AuditEntry]

@@ -32,6 +32,13 @@ class AdminSettings(BaseModel):
     log_timeout_seconds: float = Field(
         2.0, gt=0, description="Seconds to wait for the log before answering without it."
     )
+    publish_timeout_seconds: float = Field(
+        5.0,
+        gt=0,
+        le=30,
+        description="Seconds to wait for the log to acknowledge a replayed record; after that its outcome is"
+        " unknown, and it may be replayed again.",
+    )
     shutdown_grace_seconds: float = Field(
         10.0, gt=0, description="Seconds that requests in flight have to finish when the process is stopped."
     )

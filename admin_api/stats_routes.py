@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import APIRouter, Query
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -16,8 +17,9 @@ from admin_api.cursor import decode_name, decode_number, encode_cursor
 from admin_api.log_view import LogState, LogView
 from admin_api.parameters import PageParameters, Parameters
 from admin_api.route import READ_PROBLEMS, AdminRoute, json_answer
+from admin_api.whereabouts import lag
 from broker.ports import PartitionOffsets
-from db.stats_queries import Counts, PartitionProgress, StatsQueries
+from db.stats_queries import Counts, Gap, PartitionProgress, StatsQueries, gap_sentence
 
 _TOPICS = "topics"
 _GAPS = "gaps"
@@ -81,7 +83,7 @@ def stats_router(
 
     @router.get("/partitions", response_model=schemas.Partitions, responses=READ_PROBLEMS)
     async def list_partitions(_: Annotated[Parameters, Query()]) -> Response:
-        """How far each partition of the log has been given verdicts."""
+        """How far each partition of the log has been given verdicts, and what is missing from it for good."""
         stored = {one.partition: one for one in await run_in_threadpool(queries.partitions)}
         state = await log.state()
         offsets = state.offsets or {}
@@ -93,12 +95,16 @@ def stats_router(
 
     @router.get("/gaps", response_model=schemas.GapsPage, responses=READ_PROBLEMS)
     def list_gaps(given: Annotated[PageParameters, Query()]) -> Response:
-        """Offsets that never got a verdict, because the log was truncated, had expired or was recreated."""
+        """Offsets that never got a verdict, because the log was truncated, had expired or was recreated.
+
+        Nothing brings these records back: where the producers still have them, they have to send them again,
+        which is safe for those that were stored before.
+        """
         before = None if given.cursor is None else decode_number(given.cursor, _GAPS, None)
         found = queries.gaps(limit=given.limit + 1, before=before)
         shown = found[: given.limit]
         following = encode_cursor(_GAPS, None, shown[-1].id) if len(found) > len(shown) else None
-        return json_answer({"gaps": shown, "count": len(shown), "next_cursor": following})
+        return json_answer({"gaps": list(map(_gap, shown)), "count": len(shown), "next_cursor": following})
 
     return router
 
@@ -122,16 +128,10 @@ def _broker(log: LogView, state: LogState) -> dict[str, Any]:
     }
 
 
-def _lag(held: PartitionOffsets, next_offset: int | None) -> int:
-    """Records without a verdict. What the log no longer holds does not wait for one; a position beyond the
-    end is that of a topic that was recreated, which the worker will find out."""
-    return max(0, held.end - max(held.beginning, next_offset or 0))
-
-
 def _queue_depth(state: LogState, next_offsets: Any) -> int | None:
     if state.offsets is None:
         return None
-    return sum(_lag(held, next_offsets.get(held.partition)) for held in state.offsets.values())
+    return sum(lag(held, next_offsets.get(held.partition)) for held in state.offsets.values())
 
 
 def _partition(
@@ -146,5 +146,11 @@ def _partition(
         "last_commit": None if stored is None else stored.updated_at,
         "beginning_offset": None if held is None else held.beginning,
         "end_offset": None if held is None else held.end,
-        "lag": None if held is None else _lag(held, next_offset),
+        "lag": None if held is None else lag(held, next_offset),
+        "gaps": 0 if stored is None else stored.gaps,
+        "last_gap": None if stored is None or stored.last_gap is None else _gap(stored.last_gap),
     }
+
+
+def _gap(gap: Gap) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(gap), "explanation": gap_sentence(gap)}

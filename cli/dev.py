@@ -99,6 +99,7 @@ class _Embedded:
         await listening.wait()
         try:
             store = await asyncio.to_thread(self._open_store)
+            await store.office.start()
             opened.set_result(store.app(self._gateway))
         except BaseException:
             opened.cancel()

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from admin_api.app import admin_router
+from admin_api.dead_letter_office import DeadLetterOffice
 from admin_api.log_view import LogView
 from broker.local import LocalLog
 from cli.settings import Settings
@@ -38,17 +39,23 @@ class EmbeddedStore:
         if migrations.current(self._writer) != migrations.head():
             migrations.upgrade(self._writer)
         self.worker = WorkerProcess(log, self._writer, settings.worker, housekeeping=[log.trim])
-        self._view = LogView(log.admin(), log.topic, timeout=settings.admin.log_timeout_seconds)
+        admin = settings.admin
+        self._view = LogView(log.admin(), log.topic, timeout=admin.log_timeout_seconds)
+        self._queries = StoreQueries.of(
+            self._reader, log.topic, timeout=admin.query_timeout_seconds, max_page_bytes=admin.max_page_bytes
+        )
+        # On the worker's engine: of an SQLite file there is one writer.
+        self.office = DeadLetterOffice(
+            self._writer,
+            log.producer(),
+            self._queries,
+            self._view,
+            publish_timeout=admin.publish_timeout_seconds,
+            is_alone=True,
+        )
 
     def app(self, gateway: Gateway) -> FastAPI:
         """The routes of gateway and admin API as one application."""
-        admin = self._settings.admin
-        queries = StoreQueries.of(
-            self._reader,
-            self._log.topic,
-            timeout=admin.query_timeout_seconds,
-            max_page_bytes=admin.max_page_bytes,
-        )
         app = FastAPI(
             title="Event aggregator",
             description="Takes events, answers once they are durable, stores each exactly once, shows them.",
@@ -56,7 +63,7 @@ class EmbeddedStore:
             redoc_url=None,
         )
         app.include_router(publish_router(gateway))
-        app.include_router(admin_router(queries, self._view, admin))
+        app.include_router(admin_router(self._queries, self._view, self._settings.admin, self.office))
         app.include_router(health_router(gateway.readiness, lambda: self.worker.is_alive))
         install_api_page(app)
         # On a developer's screen one line per batch says it all; failures are still told.
@@ -65,6 +72,7 @@ class EmbeddedStore:
 
     async def close(self) -> None:
         """Close everything that was opened here; the worker has to have stopped."""
+        await self.office.stop()
         await self._view.close()
         self._reader.dispose()
         self._writer.dispose()

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.dead_letter_commands import commands as dead_letter_commands
 from cli.imports import quick_imports
 from cli.send import send_command
 
@@ -23,6 +24,7 @@ config_commands = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(database_commands, name="db")
 app.add_typer(topic_commands, name="topics")
 app.add_typer(config_commands, name="config")
+app.add_typer(dead_letter_commands, name="dead-letters")
 
 
 @app.command()

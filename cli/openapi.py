@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from admin_api.app import create_admin_app
+from admin_api.dead_letter_office import DeadLetterOffice
 from admin_api.health import AdminHealth
 from admin_api.log_view import LogView
 from admin_api.settings import AdminSettings
@@ -41,4 +42,7 @@ def admin_document() -> dict[str, Any]:
         engine, log.topic, timeout=settings.query_timeout_seconds, max_page_bytes=settings.max_page_bytes
     )
     view = LogView(log.admin(), log.topic, timeout=settings.log_timeout_seconds)
-    return create_admin_app(queries, view, settings, AdminHealth(queries.stats, view)).openapi()
+    office = DeadLetterOffice(
+        engine, log.producer(), queries, view, publish_timeout=settings.publish_timeout_seconds
+    )
+    return create_admin_app(queries, view, settings, AdminHealth(queries.stats, view), office).openapi()

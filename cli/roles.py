@@ -69,18 +69,23 @@ def run_worker_role() -> None:
 
 
 def run_admin() -> None:
-    """`aggregator admin`: the read side. Answers 503 while the database is away."""
+    """`aggregator admin`: the read side, and what is done about dead letters. Answers 503 while the database
+    is away; without a broker, only where a record is to be replayed."""
     settings = settings_or_exit()
 
     async def main(stop: asyncio.Event) -> None:
         from admin_api.app import create_admin_app
+        from admin_api.dead_letter_office import DeadLetterOffice
         from admin_api.health import AdminHealth
         from admin_api.log_view import LogView
         from db.queries import StoreQueries
 
         admin = settings.admin
         log = KafkaLog(settings.require_kafka())
-        with _store(settings, "aggregator admin", read_only=True) as engine:
+        with (
+            _store(settings, "aggregator admin", read_only=True) as engine,
+            _store(settings, "aggregator admin (writing)") as writer,
+        ):
             listener = bind(admin.host, admin.port)
             await _require_schema(engine, stop)
             queries = StoreQueries.of(
@@ -88,9 +93,13 @@ def run_admin() -> None:
             )
             view = LogView(log.admin(), log.topic, timeout=admin.log_timeout_seconds)
             health = AdminHealth(queries.stats, view)
+            office = DeadLetterOffice(
+                writer, log.producer(), queries, view, publish_timeout=admin.publish_timeout_seconds
+            )
+            await office.start()
             try:
                 await serve(
-                    create_admin_app(queries, view, admin, health),
+                    create_admin_app(queries, view, admin, health, office),
                     listener,
                     stop,
                     on_listening=lambda: _log.info("listening", host=admin.host, port=admin.port),
@@ -98,6 +107,7 @@ def run_admin() -> None:
                     grace_seconds=admin.shutdown_grace_seconds,
                 )
             finally:
+                await office.stop()
                 await view.close()
 
     run_process("aggregator-admin", settings.log, main)

@@ -147,8 +147,9 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
 
     @event.listens_for(engine, "connect")
     def configure(connection: psycopg.Connection[Any], _: ConnectionPoolEntry) -> None:
-        # Not by the `options` parameter, which connection poolers refuse.
-        with connection.cursor() as cursor:
+        # Not by the `options` parameter, which connection poolers refuse. The driver bounds the connecting
+        # itself, but not what follows.
+        with _cut_after(settings.connect_timeout_seconds, connection), connection.cursor() as cursor:
             for name, value in session.items():
                 cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
         connection.commit()

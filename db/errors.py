@@ -5,7 +5,11 @@ StoreError              the base; the docstring is the default message
 ├── SchemaMismatch      stop and alert: the schema is missing, older or newer than the code
 ├── QueryTimedOut       a read took longer than it may: ask for less
 ├── RowsRejected        the database refuses what some row contains; `find_rejected` says which
-└── FenceLost           another worker has moved the position: nothing was written
+├── FenceLost           another worker has moved the position: nothing was written
+├── UnknownDeadLetter   there is no dead letter with this id
+├── DeadLetterRefused   its status does not allow this; nothing was changed
+├── UnknownOperation    there is no bulk operation with this id
+└── OperationLost       the bulk operation is not ours any more: cancelled, or taken over
 """
 
 from __future__ import annotations
@@ -40,3 +44,27 @@ class FenceLost(StoreError):
     def __init__(self, partitions: frozenset[int]) -> None:
         super().__init__(f"Another worker has moved the position of partition(s) {sorted(partitions)}.")
         self.partitions = partitions
+
+
+class UnknownDeadLetter(StoreError):
+    """There is no dead letter with this id."""
+
+
+class DeadLetterRefused(StoreError):
+    """The status of the dead letter does not allow this; nothing was changed.
+
+    Attributes:
+        status: what it is.
+    """
+
+    def __init__(self, message: str, status: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnknownOperation(StoreError):
+    """There is no operation with this id."""
+
+
+class OperationLost(StoreError):
+    """The operation was cancelled, or is carried out by another process."""

@@ -7,7 +7,7 @@ import datetime as dt
 import msgspec
 from sqlalchemy import ColumnElement
 
-from db.models import DeadLetterRow, EventRow
+from db.models import AuditRow, DeadLetterRow, EventRow
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +49,21 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         if self.stored_until is not None:
             found.append(EventRow.stored_at < self.stored_until)
         return found
+
+
+class AuditFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Audit entries to list.
+
+    Attributes:
+        dead_letter_id: what was done to this one by itself; what a bulk operation did to it is told of by the
+            operation.
+    """
+
+    dead_letter_id: int | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """What a row of `audit_log` must fulfil."""
+        return [] if self.dead_letter_id is None else [AuditRow.dead_letter_id == self.dead_letter_id]
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True, kw_only=True):

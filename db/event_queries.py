@@ -102,7 +102,9 @@ class StoryEntry(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         at: when the verdict was stored.
         log: None where retention has removed the event.
-        dead_letter_id, reason, error, status: of the dead letter that keeps the record, if it was not stored.
+        dead_letter_id, reason, error, status, status_changed_at, status_changed_by, replays: of the dead
+            letter that keeps the record, if it was not stored.
+        parent_id: the dead letter whose replay this record was; only a dead letter tells.
     """
 
     verdict: Verdict
@@ -113,6 +115,10 @@ class StoryEntry(msgspec.Struct, frozen=True, gc=False):
     reason: str | None = None
     error: str | None = None
     status: str | None = None
+    status_changed_at: dt.datetime | None = None
+    status_changed_by: str | None = None
+    replays: int | None = None
+    parent_id: int | None = None
 
 
 class EventStory(msgspec.Struct, frozen=True):
@@ -319,6 +325,14 @@ def _stored_entry(
     return _event(row), StoryEntry(Verdict.STORED, stored_at, row.received_at, place)
 
 
+def stored_event(connection: Connection, key: bytes) -> StoredEvent | None:
+    """The event stored under an identity; None if there is none, or retention has removed it."""
+    stored = connection.execute(
+        select(EventKeyRow.seq, EventKeyRow.stored_at).where(EventKeyRow.key == key)
+    ).one_or_none()
+    return None if stored is None else _stored_entry(connection, *stored)[0]
+
+
 def _letters_of(key: bytes) -> _Select:
     return (
         select(
@@ -329,6 +343,10 @@ def _letters_of(key: bytes) -> _Select:
             DeadLetterRow.reason,
             DeadLetterRow.error,
             DeadLetterRow.status,
+            DeadLetterRow.status_changed_at,
+            DeadLetterRow.status_changed_by,
+            DeadLetterRow.replays,
+            DeadLetterRow.parent_id,
             DeadLetterRow.received_at,
             DeadLetterRow.created_at,
         )
@@ -348,4 +366,8 @@ def _letter_entry(row: _Row) -> StoryEntry:
         reason=row.reason,
         error=row.error,
         status=row.status,
+        status_changed_at=row.status_changed_at,
+        status_changed_by=row.status_changed_by,
+        replays=row.replays,
+        parent_id=row.parent_id,
     )

@@ -9,22 +9,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Final
 
 from sqlalchemy import Connection, Engine, inspect, text
 
 from db.engine import transaction
 from db.error_classes import translated
-from db.errors import SchemaMismatch
+from db.errors import SchemaMismatch, StoreUnavailable
 
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002", "0003")
 """Every revision this version knows, oldest first."""
 
 _VERSION_TABLE: Final = "alembic_version"
 _UPGRADE: Final = "`aggregator db upgrade`"
 _LOCK: Final = 0x6167677265676174
 """Key of the advisory lock; the bytes spell "aggregat"."""
-_WAIT_FOR_OTHERS: Final = "120s"
+_WAIT_FOR_OTHERS_S: Final = 120.0
+_LOOK_AGAIN_S: Final = 0.1
 _WAIT_FOR_TABLES: Final = "15s"
 # Alembic keeps the migration that is running in the globals of its modules.
 _one_at_a_time: Final = threading.Lock()
@@ -96,13 +98,14 @@ def upgrade(engine: Engine) -> None:
 
 @contextmanager
 def exclusively(connection: Connection) -> Iterator[None]:
-    """Keep other migrations of this database out, until the connection is closed.
+    """Keep other migrations of this database out during the block; afterwards the connection is of no use.
 
-    The connection is taken from its pool, and statements may take as long as they need. On SQLite there is
+    Statements may take as long as they need. On SQLite there is
     nothing to do: a transaction keeps every other writer out.
 
     Raises:
         SchemaMismatch: the database cannot hold every text.
+        StoreUnavailable: another migration takes very long.
     """
     if connection.dialect.name == "postgresql":
         encoding = connection.scalar(text("SHOW server_encoding"))
@@ -111,14 +114,29 @@ def exclusively(connection: Connection) -> Iterator[None]:
                 f"The database's encoding is {encoding}, which cannot hold every text; create one with"
                 " CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0."
             )
-        connection.detach()
         _configure(connection, statement_timeout="0", idle_in_transaction_session_timeout="0")
-        _configure(connection, lock_timeout=_WAIT_FOR_OTHERS)
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
+        _lock_out_others(connection)
         # Who waits for a table's lock makes everybody behind wait, so not for long.
         _configure(connection, lock_timeout=_WAIT_FOR_TABLES)
         connection.commit()
-    yield
+    try:
+        yield
+    finally:
+        if connection.dialect.name == "postgresql":
+            # Closed, which gives up the lock, and never used again with these settings. Not detached from its
+            # pool at the beginning: SQLAlchemy could not leave transactions then, which some indexes need.
+            connection.invalidate()
+
+
+def _lock_out_others(connection: Connection) -> None:
+    """Take the lock by asking again and again: whoever waits inside a statement is waited for by the building
+    of an index without a lock on its table, which is how two migrations would wait for each other."""
+    deadline = monotonic() + _WAIT_FOR_OTHERS_S
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _LOCK}):
+        connection.commit()
+        if monotonic() > deadline:
+            raise StoreUnavailable("Another migration of this database is still running; try again later.")
+        sleep(_LOOK_AGAIN_S)
 
 
 def directory() -> Path:

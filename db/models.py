@@ -11,6 +11,7 @@ import datetime as dt
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Index,
     Integer,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Text,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -130,7 +132,12 @@ class DeadLetterRow(Base):
         event_key: the identity, where topic and event_id are known.
         record_headers: JSON, a list of [key, base64 value or null].
         record_timestamp_ms: the log's own clock.
-        status: pending, replayed or discarded.
+        status: a `db.dead_letter_states.Status`; changed by `db.dead_letter_store` alone.
+        parent_id: the dead letter whose replay this record was. Not a foreign key: a producer can claim
+            anything in a header.
+        replays: how often it was replayed; tells one try from another.
+        replayed_value: what was sent in place of the record's value, if that was edited.
+        operation_id: the bulk operation that changed the status last, if it was one.
     """
 
     __tablename__ = "dead_letters"
@@ -143,6 +150,13 @@ class DeadLetterRow(Base):
             name="dead_letters_coordinates_key",
         ),
         Index(None, "event_key"),
+        Index("dead_letters_status_id_idx", "status", "id"),
+        Index(
+            "dead_letters_parent_id_idx",
+            "parent_id",
+            postgresql_where=text("parent_id IS NOT NULL"),
+            sqlite_where=text("parent_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
@@ -162,6 +176,69 @@ class DeadLetterRow(Base):
     received_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
     created_at: Mapped[dt.datetime] = mapped_column(UtcTime)
     status: Mapped[str] = mapped_column(Text)
+    parent_id: Mapped[int | None] = mapped_column(BigInteger)
+    replays: Mapped[int] = mapped_column(Integer, server_default="0")
+    replayed_value: Mapped[bytes | None] = mapped_column(LargeBinary)
+    status_changed_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    status_changed_by: Mapped[str | None] = mapped_column(Text)
+    operation_id: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class DeadLetterOperationRow(Base):
+    """A replay or discard of all dead letters that match a filter.
+
+    Attributes:
+        kind: replay or discard.
+        filter: JSON of a `db.event_filter.DeadLetterFilter`.
+        most: how many dead letters to deal with; null for all.
+        status: waiting, running, completed, cancelled or failed.
+        matching: how many matched at its creation; null if counting took too long.
+        done, skipped, failed, unknown: what became of the dead letters it has come to.
+        after_id: it has dealt with every dead letter up to this one.
+        until_id: the newest dead letter at its creation; later ones, its own children above all, are not its.
+        owner: the process that carries it out.
+        updated_at: the owner's sign of life.
+    """
+
+    __tablename__ = "dead_letter_operations"
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    kind: Mapped[str] = mapped_column(Text)
+    filter: Mapped[str] = mapped_column(Text)
+    most: Mapped[int | None] = mapped_column(BigInteger)
+    dry_run: Mapped[bool] = mapped_column(Boolean)
+    status: Mapped[str] = mapped_column(Text)
+    matching: Mapped[int | None] = mapped_column(BigInteger)
+    done: Mapped[int] = mapped_column(BigInteger)
+    skipped: Mapped[int] = mapped_column(BigInteger)
+    failed: Mapped[int] = mapped_column(BigInteger)
+    unknown: Mapped[int] = mapped_column(BigInteger)
+    after_id: Mapped[int] = mapped_column(BigInteger)
+    until_id: Mapped[int] = mapped_column(BigInteger)
+    owner: Mapped[str | None] = mapped_column(Text)
+    requested_by: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    updated_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    finished_at: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class AuditRow(Base):
+    """Who did what, when. Written in the transaction that does it; never changed.
+
+    Attributes:
+        detail: JSON, what else there is to know.
+    """
+
+    __tablename__ = "audit_log"
+
+    id: Mapped[int] = mapped_column(BigSerial, primary_key=True)
+    at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    actor: Mapped[str] = mapped_column(Text)
+    action: Mapped[str] = mapped_column(Text)
+    dead_letter_id: Mapped[int | None] = mapped_column(BigInteger)
+    operation_id: Mapped[int | None] = mapped_column(BigInteger)
+    detail: Mapped[str | None] = mapped_column(Text)
 
 
 class LogGapRow(Base):

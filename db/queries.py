@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine
 
+from db.audit import AuditQueries
 from db.dead_letter_queries import DeadLetterQueries
 from db.event_queries import EventQueries
+from db.operation_queries import OperationQueries
 from db.stats_queries import StatsQueries
 
 
@@ -17,6 +19,8 @@ class StoreQueries(NamedTuple):
     events: EventQueries
     stats: StatsQueries
     dead_letters: DeadLetterQueries
+    operations: OperationQueries
+    audit: AuditQueries
 
     @classmethod
     def of(cls, engine: Engine, log_topic: str, *, timeout: float, max_page_bytes: int) -> StoreQueries:
@@ -31,4 +35,6 @@ class StoreQueries(NamedTuple):
             events=EventQueries(engine, timeout=timeout, max_page_bytes=max_page_bytes),
             stats=StatsQueries(engine, log_topic, timeout=timeout),
             dead_letters=DeadLetterQueries(engine, timeout=timeout),
+            operations=OperationQueries(engine, timeout=timeout),
+            audit=AuditQueries(engine, timeout=timeout),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -75,16 +75,6 @@ class TopicCounts(msgspec.Struct, frozen=True, gc=False):
     last_stored_at: dt.datetime | None
 
 
-class PartitionProgress(msgspec.Struct, frozen=True, gc=False):
-    """How far a partition has been given verdicts, by whom and when."""
-
-    partition: int
-    incarnation: int
-    next_offset: int
-    owner: str | None
-    updated_at: dt.datetime
-
-
 class Gap(msgspec.Struct, frozen=True, gc=False):
     """Offsets that never got a verdict because the log no longer held them."""
 
@@ -96,6 +86,18 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
     to_offset: int | None
     reason: str
     detected_at: dt.datetime
+
+
+class PartitionProgress(msgspec.Struct, frozen=True, gc=False):
+    """How far a partition has been given verdicts, by whom and when; how many gaps it has, and the last."""
+
+    partition: int
+    incarnation: int
+    next_offset: int
+    owner: str | None
+    updated_at: dt.datetime
+    gaps: int = 0
+    last_gap: Gap | None = None
 
 
 _GAP_REASONS: Final = {
@@ -117,6 +119,9 @@ def gap_sentence(gap: Gap) -> str:
         f"Partition {gap.partition}: {missing} never got a verdict, because {why}."
         f" Found at {gap.detected_at:%Y-%m-%d %H:%M:%S} UTC; incarnation {gap.incarnation} began."
     )
+
+
+_GAP_COLUMNS: Final = tuple(getattr(LogGapRow, name) for name in Gap.__struct_fields__)
 
 
 class StatsQueries:
@@ -219,25 +224,27 @@ class StatsQueries:
             .where(PartitionProgressRow.log_topic == self._log_topic)
             .order_by(PartitionProgressRow.partition)
         )
+        of_partition = (
+            select(LogGapRow.partition, func.count().label("gaps"), func.max(LogGapRow.id).label("last"))
+            .where(LogGapRow.log_topic == self._log_topic)
+            .group_by(LogGapRow.partition)
+            .subquery()
+        )
+        with_gaps = select(of_partition.c.gaps, *_GAP_COLUMNS).join(
+            of_partition, of_partition.c.last == LogGapRow.id
+        )
         with read_transaction(self._engine, self._timeout) as connection:
-            return [PartitionProgress(*row) for row in connection.execute(statement)]
+            gaps = {
+                gap.partition: (count, gap) for count, gap in _counted_gaps(connection.execute(with_gaps))
+            }
+            return [
+                PartitionProgress(*row, *gaps.get(row.partition, (0, None)))
+                for row in connection.execute(statement)
+            ]
 
     def gaps(self, *, limit: int, before: int | None = None) -> Sequence[Gap]:
         """Up to `limit` gaps with an id below `before`, newest first."""
-        statement = (
-            select(
-                LogGapRow.id,
-                LogGapRow.log_topic,
-                LogGapRow.partition,
-                LogGapRow.incarnation,
-                LogGapRow.from_offset,
-                LogGapRow.to_offset,
-                LogGapRow.reason,
-                LogGapRow.detected_at,
-            )
-            .order_by(LogGapRow.id.desc())
-            .limit(limit)
-        )
+        statement = select(*_GAP_COLUMNS).order_by(LogGapRow.id.desc()).limit(limit)
         if before is not None:
             statement = statement.where(LogGapRow.id < before)
         with read_transaction(self._engine, self._timeout) as connection:
@@ -254,6 +261,11 @@ class StatsQueries:
 
     def _database(self, version: Sequence[object]) -> Database:
         return Database(self._engine.dialect.name, ".".join(map(str, version)))
+
+
+def _counted_gaps(rows: Iterable[Row[*tuple[Any, ...]]]) -> Iterator[tuple[int, Gap]]:
+    for count, *gap in rows:
+        yield count, Gap(*gap)
 
 
 def _counts(row: Row[*tuple[Any, ...]]) -> Counts:

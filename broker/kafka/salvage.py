@@ -168,6 +168,9 @@ def _read_records(raw: bytes, partition: int, after: int) -> Iterator[Record | U
     cursor = _Cursor(decode(raw[_BATCH_HEADER.size :]))
     offset = base
     for _ in range(count):
+        if offset >= after:
+            # The batch counts more records than it has offsets; the next one is another batch's.
+            return
         try:
             length = cursor.varint()
             record = _Cursor(cursor.take(length))

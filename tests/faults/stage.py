@@ -44,6 +44,8 @@ SETTINGS = {
     "AGGREGATOR_DATABASE__STATEMENT_TIMEOUT_SECONDS": "2.5",
     "AGGREGATOR_DATABASE__TRANSACTION_TIMEOUT_SECONDS": "3.5",
     "AGGREGATOR_INGEST__PUBLISH_TIMEOUT_SECONDS": "3",
+    "AGGREGATOR_WORKER__PORT": "0",
+    "AGGREGATOR_WORKER__RECHECK_INTERVAL_SECONDS": "10",
     "AGGREGATOR_WORKER__POLL_TIMEOUT_SECONDS": "0.2",
     "AGGREGATOR_WORKER__BACKOFF_MAX_SECONDS": "1",
     "AGGREGATOR_WORKER__HEARTBEAT_INTERVAL_SECONDS": "1",
@@ -294,10 +296,13 @@ class Stage(Scene):
             f"{build} worker", ["tests.support.worker_variant", build, *halt], self.deployment.environment
         )
 
+    def session(self) -> psycopg.Connection[tuple[Any, ...]]:
+        """A session with the database, past the proxy; every statement commits."""
+        return psycopg.connect(self.database_url, autocommit=True, connect_timeout=5)
+
     def sql(self, statement: str) -> None:
-        """Ask the server past the proxy, and commit."""
-        with psycopg.connect(self.database_url, autocommit=True, connect_timeout=5) as connection:
-            connection.execute(statement.encode())
+        with self.session() as session:
+            session.execute(statement.encode())
 
     def stats(self) -> dict[str, Any]:
         """What the admin API says."""
@@ -316,4 +321,13 @@ class Stage(Scene):
                 found.append(
                     Violation(Invariant.I4, f"GET /stats says {stats}, the tables {received} records")
                 )
-        return found
+        return [*found, *self.reconciled()]
+
+    def reconciled(self) -> list[Violation]:
+        """What the product's own reconciliation has found."""
+        try:
+            report = self.deployment.verify()
+        except AssertionError as error:
+            return [Violation(Invariant.VERIFY, str(error)[-2_000:])]
+        self.report.checked.append(f"`aggregator verify` over {report['checked']['records']} records")
+        return []

@@ -204,3 +204,27 @@ def test_checking_does_not_load_the_migration_tool() -> None:
         timeout=60,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.postgres
+def test_an_index_whose_building_was_interrupted_is_built_anew(
+    empty_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGGREGATOR_DATABASE__URL", empty_postgres_url)
+    config = Config()
+    config.set_main_option("script_location", str(directory()))
+    command.upgrade(config, "0002")
+    name = "dead_letters_status_id_idx"
+    with opened(empty_postgres_url) as engine:
+        with engine.begin() as connection:
+            # What an interrupted CREATE INDEX CONCURRENTLY leaves behind: the name, taken and unusable.
+            connection.execute(text(f"CREATE INDEX {name} ON dead_letters (id)"))
+            connection.execute(
+                text(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{name}'::regclass")
+            )
+        upgrade(engine)
+        with closing(engine.connect()) as connection:
+            invalid = connection.scalar(text("SELECT count(*) FROM pg_index WHERE NOT indisvalid"))
+            columns = {i["name"]: i["column_names"] for i in inspect(connection).get_indexes("dead_letters")}
+    assert invalid == 0
+    assert columns[name] == ["status", "id"]

@@ -11,12 +11,15 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from admin_api.app import create_admin_app
+from admin_api.dead_letter_office import DeadLetterOffice
 from admin_api.health import AdminHealth
 from admin_api.log_view import LogView
 from admin_api.settings import AdminSettings
 from broker.errors import BrokerError
-from broker.ports import LogDescription, PartitionOffsets
+from broker.ports import LogDescription, PartitionOffsets, Producer
 from db.queries import StoreQueries
+from tests.support.producer import MemoryProducer
+from tests.support.store_filler import open_store
 
 
 class ScriptedLog:
@@ -28,6 +31,7 @@ class ScriptedLog:
         self.answering = asyncio.Event()
         self.answering.set()
         self.starts = 0
+        self.asked = asyncio.Event()
 
     async def start(self) -> None:
         await self._answer()
@@ -47,6 +51,7 @@ class ScriptedLog:
         return {number: PartitionOffsets(number, *bounds) for number, bounds in self.held.items()}
 
     async def _answer(self) -> None:
+        self.asked.set()
         await self.answering.wait()
         if self.error is not None:
             raise self.error
@@ -56,12 +61,18 @@ class Admin:
     """An admin application, a client for it, and its log."""
 
     def __init__(
-        self, app: FastAPI, client: httpx.AsyncClient, log: ScriptedLog, health: AdminHealth
+        self,
+        app: FastAPI,
+        client: httpx.AsyncClient,
+        log: ScriptedLog,
+        health: AdminHealth,
+        office: DeadLetterOffice,
     ) -> None:
         self.app = app
         self.client = client
         self.log = log
         self.health = health
+        self.office = office
 
     async def get(self, url: str) -> httpx.Response:
         return await self.client.get(url)
@@ -73,13 +84,38 @@ def admin_queries(engine: Engine, *, timeout: float = 10, max_page_bytes: int = 
 
 
 @contextlib.asynccontextmanager
-async def admin_over(queries: StoreQueries, settings: AdminSettings | None = None) -> AsyncIterator[Admin]:
-    """The application over these queries, for as long as the block runs."""
+async def admin_over(
+    queries: StoreQueries,
+    settings: AdminSettings | None = None,
+    *,
+    writer: Engine | None = None,
+    producer: Producer | None = None,
+) -> AsyncIterator[Admin]:
+    """The application over these queries, for as long as the block runs.
+
+    Args:
+        writer: what the operators' actions are written with; without one, there are none.
+        producer: where dead letters are replayed to; by default into memory.
+    """
     settings = settings or AdminSettings()
     log = ScriptedLog()
     view = LogView(log, "events", timeout=settings.log_timeout_seconds)
     health = AdminHealth(queries.stats, view)
-    app = create_admin_app(queries, view, settings, health)
+    nowhere = open_store("sqlite:///never-opened.db")
+    office = DeadLetterOffice(
+        writer or nowhere,
+        producer or MemoryProducer(),
+        queries,
+        view,
+        publish_timeout=settings.publish_timeout_seconds,
+    )
+    app = create_admin_app(queries, view, settings, health, office)
+    if writer is not None:
+        await office.start()
+        await asyncio.sleep(0)  # the producer's turn to connect
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://admin") as client:
-        yield Admin(app, client, log, health)
+        yield Admin(app, client, log, health, office)
+    if writer is not None:
+        await office.stop()
+    nowhere.dispose()
     await view.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,8 +13,11 @@ import httpx
 from ingest_api.app import create_gateway_app
 from ingest_api.gateway import Gateway
 from ingest_api.settings import IngestSettings
+from tests.support.hostile import encode, event
 from tests.support.http_server import RunningServer, running_server
 from tests.support.producer import MemoryProducer
+
+__all__ = ["Running", "assert_problem", "encode", "event", "head", "running", "until"]
 
 _JSON = {"content-type": "application/json"}
 
@@ -43,21 +45,6 @@ async def running(
         httpx.AsyncClient(base_url=served.url, timeout=20) as client,
     ):
         yield Running(gateway, producer, served, client)
-
-
-def event(**changes: Any) -> dict[str, Any]:
-    fields = {
-        "topic": "shop.orders",
-        "event_id": "order-1",
-        "timestamp": "2026-01-31T12:00:00+01:00",
-        "source": "web",
-        "payload": {"total": 19.9},
-    }
-    return {name: value for name, value in {**fields, **changes}.items() if value is not ...}
-
-
-def encode(document: Any) -> bytes:
-    return json.dumps(document).encode()
 
 
 def assert_problem(response: httpx.Response) -> None:

@@ -39,6 +39,7 @@ class Invariant(StrEnum):
     I5 = "I5 positions never move back"
     I6 = "I6 committed offset ≤ database position"
     I7 = "I7 caught up in time"
+    VERIFY = "`aggregator verify` agrees"
 
 
 @dataclass(frozen=True)

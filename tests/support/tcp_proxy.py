@@ -31,6 +31,7 @@ class Rule:
         delay: seconds each chunk waits.
         bytes_per_second: no faster than this, each connection for itself.
         cut_after: a connection is reset once so many further bytes of it have passed.
+        silence_after: once these bytes have passed, nothing of the connection comes back any more.
     """
 
     held: bool = False
@@ -38,6 +39,7 @@ class Rule:
     delay: float = 0.0
     bytes_per_second: int | None = None
     cut_after: int | None = None
+    silence_after: bytes | None = None
 
 
 class TcpProxy:
@@ -51,6 +53,7 @@ class TcpProxy:
         self._rules = {direction: Rule() for direction in Direction}
         self._links: set[_Link] = set()
         self._refusing = False
+        self._silenced = 0
         self._target = ("127.0.0.1", 0)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.port: int = self._listener.getsockname()[1]
@@ -71,8 +74,9 @@ class TcpProxy:
 
         def act() -> None:
             self._refusing = False
+            self._silenced = 0
             for link in list(self._links):
-                if link.lost_bytes:
+                if link.lost_bytes or link.silent:
                     link.reset()
             for direction in Direction:
                 self._set(direction, Rule())
@@ -99,6 +103,15 @@ class TcpProxy:
 
         self._call(act)
         self._rule(directions, cut_after=count)
+
+    def silence_after(self, marker: bytes) -> None:
+        """Deliver requests with these bytes, but not the answer, nor what else comes on that connection."""
+        self._rule((Direction.REQUESTS,), silence_after=marker)
+
+    @property
+    def silenced(self) -> int:
+        """Connections silenced since the last `heal`."""
+        return self._call(lambda: self._silenced)
 
     def reset_all(self) -> int:
         """Reset (RST) every open connection, on both sides; returns how many."""
@@ -185,7 +198,7 @@ class TcpProxy:
     async def _pump(
         self, link: _Link, direction: Direction, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while link.alive():
                 chunk = await reader.read(_CHUNK)
                 while self._rules[direction].held and link.alive():
@@ -198,12 +211,18 @@ class TcpProxy:
                 await self._pass_on(link, direction, chunk, writer)
             if link.alive() and writer.can_write_eof():
                 writer.write_eof()
+        except OSError:
+            # The other side has to learn of it as well.
+            link.reset()
 
     async def _pass_on(
         self, link: _Link, direction: Direction, chunk: bytes, writer: asyncio.StreamWriter
     ) -> None:
         rule = self._rules[direction]
-        if rule.dropped:
+        if rule.silence_after is not None and rule.silence_after in chunk and not link.silent:
+            link.silent = True
+            self._silenced += 1
+        if rule.dropped or (link.silent and direction is Direction.RESPONSES):
             link.lost_bytes = True
             return
         if rule.delay:
@@ -228,6 +247,7 @@ class _Link:
         self._writers = writers
         self.changed = asyncio.Event()
         self._dead = False
+        self.silent = False
         self.lost_bytes = False
         self.passed = dict.fromkeys(Direction, 0)
 

@@ -94,6 +94,12 @@ def test_a_record_whose_length_is_nonsense_takes_the_rest_of_its_batch_with_it()
     assert read(bad, at(batch([b"3"]), 3)) == ([b"0", (1, 3), b"3"], 4)
 
 
+def test_a_batch_that_counts_more_records_than_it_has_offsets_takes_none_of_the_next() -> None:
+    lying = batch([b"a", b"b"])
+    lying = sealed(lying[:COUNT_AT] + struct.pack(">i", 5) + lying[RECORDS_AT:])
+    assert read(lying, at(batch([b"c"]), 2)) == ([b"a", b"b", b"c"], 3)
+
+
 def test_a_batch_that_is_cut_off_is_left_for_the_next_fetch() -> None:
     assert read(batch([b"0"]), at(batch([b"1"]), 1)[:-3]) == ([b"0"], 1)
     assert read(batch([b"0"])[:-1]) == ([], 0)
