@@ -155,6 +155,26 @@ class Broker(_Schema):
     detail: str | None = Field(description="A sentence, if the status is not `ok`.")
 
 
+class RetentionProgress(_Schema):
+    """How far retention is with events, or with identities."""
+
+    removed: int = Field(description="How many were ever removed.", examples=[0])
+    before_at: dt.datetime | None = Field(
+        description="What was stored before this moment is being removed, or gone; null if nothing ever was."
+    )
+    is_complete: bool = Field(description="Whether all of it is gone.")
+    updated_at: dt.datetime | None = Field(description="When retention was last at it.")
+
+
+class Retention(_Schema):
+    """What is no longer stored because of its age. Counts go on holding it."""
+
+    events: RetentionProgress
+    identities: RetentionProgress = Field(
+        description="A copy of an event whose identity was removed is stored as a new event."
+    )
+
+
 class Stats(_Counts):
     """The whole system in figures. Counts are exact and cumulative; they survive restarts."""
 
@@ -166,6 +186,7 @@ class Stats(_Counts):
         examples=[0],
     )
     workers: int = Field(description="Workers that are alive.", examples=[1])
+    retention: Retention
     uptime_seconds: float = Field(description="Since this process started.", examples=[86_400.5])
     database: Database
     broker: Broker

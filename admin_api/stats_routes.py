@@ -58,6 +58,7 @@ def stats_router(
                 "queue_depth": _queue_depth(state, summary.next_offsets),
                 "workers": summary.workers,
                 "uptime_seconds": round(elapsed() - started, 3),
+                "retention": summary.retention,
                 "database": summary.database,
                 "broker": _broker(log, state),
             }

@@ -38,7 +38,9 @@ class EmbeddedStore:
         self._reader = open_engine(database, application_name="aggregator dev", read_only=True)
         if migrations.current(self._writer) != migrations.head():
             migrations.upgrade(self._writer)
-        self.worker = WorkerProcess(log, self._writer, settings.worker, housekeeping=[log.trim])
+        self.worker = WorkerProcess(
+            log, self._writer, settings.worker, settings.retention, housekeeping=[log.trim]
+        )
         admin = settings.admin
         self._view = LogView(log.admin(), log.topic, timeout=admin.log_timeout_seconds)
         self._queries = StoreQueries.of(

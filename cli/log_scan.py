@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -48,6 +49,8 @@ class LogScan:
         self._beginnings = beginnings
         self._progress = progress
         self.records = 0
+        self.forgotten = 0
+        """Records whose identity may have been removed because of its age: nothing can be said of them."""
 
     async def partition(self, position: StoredPosition, findings: Findings) -> bool:
         """Compare one partition with the store.
@@ -60,7 +63,12 @@ class LogScan:
         """
         found = Findings()
         beginning = self._beginnings.get(position.partition, 0)
-        scan = _PartitionScan(position, beginning, knows_origin=self._snapshot.only_log_topic)
+        scan = _PartitionScan(
+            position,
+            beginning,
+            knows_origin=self._snapshot.only_log_topic,
+            forgotten_before=self._snapshot.retention.identities.before_at,
+        )
         while scan.offset < position.next_offset:
             try:
                 poll = await self._reader.read(position.partition, scan.offset, position.next_offset)
@@ -79,6 +87,7 @@ class LogScan:
             number = position.partition
             held_rows = self._snapshot.held[number] if self._snapshot.only_log_topic else None
             scan.compare(self._snapshot.counts.get(number, Counts()), held_rows, found)
+        self.forgotten += scan.forgotten
         if len(found):
             now = await asyncio.to_thread(read_positions, self._engine, self._log_topic)
             if now[position.partition].incarnation != position.incarnation:
@@ -98,9 +107,20 @@ class LogScan:
 class _PartitionScan:
     """What was read of one partition, and what the store had to say about it."""
 
-    def __init__(self, position: StoredPosition, beginning: int, *, knows_origin: bool) -> None:
+    def __init__(
+        self,
+        position: StoredPosition,
+        beginning: int,
+        *,
+        knows_origin: bool,
+        forgotten_before: dt.datetime | None,
+    ) -> None:
         self.position = position
-        self._knows_origin = knows_origin
+        # An identity that was forgotten and came again is stored for a second time: which one a record is
+        # about cannot be told either.
+        self._knows_origin = knows_origin and forgotten_before is None
+        self._forgotten_before = forgotten_before
+        self.forgotten = 0
         self.offset = min(beginning, position.next_offset)
         self._from_zero = beginning == 0
         self._skipped = False
@@ -116,6 +136,9 @@ class _PartitionScan:
     def take(self, record: Record | UndecodableRecord, recorded: RecordedVerdict, found: Findings) -> None:
         self._last = record
         where = f"The record at offset {record.offset:,} of partition {record.partition}"
+        if recorded.verdict is None and self._may_be_forgotten(record, recorded):
+            self.forgotten += 1
+            return
         if recorded.verdict is None:
             found.add(Check.RECORD_WITHOUT_VERDICT, f"{where} {recorded.why}.", record.partition)
             return
@@ -125,6 +148,14 @@ class _PartitionScan:
             sentence = f"{where} is stored as an event and kept as a dead letter besides."
             found.add(Check.RECORD_WITH_TWO_VERDICTS, sentence, record.partition)
 
+    def _may_be_forgotten(self, record: Record | UndecodableRecord, recorded: RecordedVerdict) -> bool:
+        """By the log's own clock, the only one that is not the event's."""
+        if self._forgotten_before is None or isinstance(record, UndecodableRecord):
+            return False
+        return (
+            recorded.is_unknown_identity and record.timestamp_ms < self._forgotten_before.timestamp() * 1_000
+        )
+
     def compare(self, counts: Counts, held: HeldRows | None, found: Findings) -> None:
         """Compare the sums; called when everything below the position has been read.
 
@@ -133,7 +164,7 @@ class _PartitionScan:
         """
         self._compare_last(found)
         self._compare_counters(counts, found)
-        if held is None or self._skipped or self._uncertain:
+        if held is None or self._skipped or self._uncertain or self._forgotten_before is not None:
             return
         letters = self._verdicts[Verdict.CONFLICT] + self._verdicts[Verdict.DEAD_LETTERED]
         for what, rows, records in (
@@ -162,7 +193,9 @@ class _PartitionScan:
     def _compare_counters(self, counts: Counts, found: Findings) -> None:
         """Counters hold all that was ever read; the log may have lost some of it, and then says less."""
         by_log = Counts(*(self._verdicts[verdict] for verdict in Verdict))
-        whole = self._from_zero and not self._skipped and self.position.incarnation == 1
+        whole = (
+            self._from_zero and not self._skipped and not self.forgotten and self.position.incarnation == 1
+        )
         left, right = by_log, counts
         if self._uncertain or not self._knows_origin:
             # What was stored, and what is a duplicate of it, cannot be told apart for sure.

@@ -20,8 +20,10 @@ app = typer.Typer(
 )
 database_commands = typer.Typer(help="The database schema.", no_args_is_help=True)
 topic_commands = typer.Typer(help="The Kafka topic that is the log.", no_args_is_help=True)
+retention_commands = typer.Typer(no_args_is_help=True)
 config_commands = typer.Typer(help="The configuration.", no_args_is_help=True)
 app.add_typer(database_commands, name="db")
+app.add_typer(retention_commands, name="retention")
 app.add_typer(topic_commands, name="topics")
 app.add_typer(config_commands, name="config")
 app.add_typer(dead_letter_commands, name="dead-letters")
@@ -149,6 +151,21 @@ def verify(
     from cli.verify import verify as run
 
     run(data_dir, counts_only=counts_only, as_json=as_json)
+
+
+@retention_commands.callback()
+def retention() -> None:
+    """Workers remove what is too old by themselves, as set by AGGREGATOR_RETENTION__…; this does so now."""
+
+
+@retention_commands.command("run")
+def retention_run(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Remove events and identities that are older than AGGREGATOR_RETENTION__… says. Safe beside workers."""
+    from cli.retention import run
+
+    run(as_json=as_json)
 
 
 @config_commands.command("show")

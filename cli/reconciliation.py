@@ -104,6 +104,11 @@ async def reconcile(
             if not await scan.partition(position, findings):
                 notes.append(begun_anew(position.partition))
         records = scan.records
+        if scan.forgotten:
+            notes.append(
+                f"{scan.forgotten:,} records of the log are older than the identities that are kept; their"
+                " verdicts were not compared."
+            )
     return Report(
         log_topic=log_topic,
         ok=not findings,

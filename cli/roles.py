@@ -55,7 +55,7 @@ def run_worker_role() -> None:
 
         log = KafkaLog(settings.require_kafka())
         with _store(settings, "aggregator worker") as engine:
-            worker = WorkerProcess(log, engine, settings.worker)
+            worker = WorkerProcess(log, engine, settings.worker, settings.retention)
             async with serve_health(settings.worker, worker) as health:
                 await _require_schema(engine, stop)
                 await _require_topic(log, stop)

@@ -18,7 +18,7 @@ from pydantic_settings import (
 
 from admin_api.settings import AdminSettings
 from broker.settings import KafkaSettings, LocalLogSettings
-from db.settings import DatabaseSettings
+from db.settings import DatabaseSettings, RetentionSettings
 from ingest_api.settings import IngestSettings
 from stream_worker.settings import WorkerSettings
 
@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     ingest: IngestSettings = Field(IngestSettings(), description="The gateway.")
     worker: WorkerSettings = Field(WorkerSettings(), description="The worker.")
     admin: AdminSettings = Field(AdminSettings(), description="The admin API.")
+    retention: RetentionSettings = Field(
+        RetentionSettings(), description="How long events and identities are kept."
+    )
     log: LogOutputSettings = Field(LogOutputSettings(), description="The process's own log lines.")
 
     @classmethod

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
 
 from broker.ports import Log
 from db.engine import Engine
 from db.event_store import EventStore
 from db.partitions import ensure_partitions
+from db.retention import remove_expired
+from db.settings import RetentionSettings
 from stream_worker.service import Job, new_worker_id, run_worker
 from stream_worker.settings import WorkerSettings
 from stream_worker.worker import Worker
+
+_log = structlog.get_logger("worker")
 
 
 class WorkerProcess:
@@ -27,13 +34,16 @@ class WorkerProcess:
         log: Log,
         engine: Engine,
         settings: WorkerSettings,
+        retention: RetentionSettings,
         *,
         housekeeping: Sequence[Job] = (),
         before_commit: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._engine = engine
         self._settings = settings
-        self._housekeeping = [self._create_partitions, *housekeeping]
+        self._retention = retention
+        self._stopping = threading.Event()
+        self._housekeeping = [self._create_partitions, self._remove_expired, *housekeeping]
         self._worker_id = new_worker_id()
         self._store = EventStore(
             engine,
@@ -59,6 +69,7 @@ class WorkerProcess:
 
         async def stop_worker() -> None:
             await stop.wait()
+            self._stopping.set()
             self._worker.stop()
 
         stopper = asyncio.create_task(stop_worker(), name="stop worker")
@@ -69,3 +80,10 @@ class WorkerProcess:
 
     async def _create_partitions(self) -> None:
         await asyncio.to_thread(ensure_partitions, self._engine)
+
+    async def _remove_expired(self) -> None:
+        removed = await asyncio.to_thread(
+            remove_expired, self._engine, self._retention, is_stopping=self._stopping.is_set
+        )
+        if removed.events or removed.identities:
+            _log.info("removed what is too old", events=removed.events, identities=removed.identities)

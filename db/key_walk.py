@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from sqlalchemy import BigInteger, Connection, Engine, literal, select, tuple_
 from db.engine import transaction
 from db.findings import KEPT_PER_CHECK, Check, Findings
 from db.models import EventKeyRow, EventRow
-from db.store_snapshot import StoreSnapshot
+from db.store_snapshot import StoreSnapshot, one_moment
 from db.types import UtcTime
 from events.event import identity
 
@@ -41,13 +42,18 @@ def walk_events(
         StoreUnavailable, SchemaMismatch.
     """
     seen = 0
-    if snapshot.events != snapshot.keys:
+    gone = snapshot.retention
+    events, keys = snapshot.events + gone.events.removed, snapshot.keys + gone.identities.removed
+    if events != keys:
         findings.add(
-            Check.KEY_COUNT, f"There are {snapshot.events:,} events, but {snapshot.keys:,} keys of events."
+            Check.KEY_COUNT,
+            f"There are {events:,} events, but {keys:,} keys of events, removed ones included.",
         )
     after: Any = None
     while snapshot.last_seq is not None:
         with transaction(engine) as connection:
+            # At one moment: retention may be removing events and their keys.
+            one_moment(connection)
             rows = _events(connection, after, snapshot.last_seq)
             _check(connection, rows, findings)
         seen += len(rows)
@@ -56,7 +62,7 @@ def walk_events(
             break
         after = rows[-1]
     if findings.any_of(_KEY_CHECKS):
-        _keys_without_event(engine, findings)
+        _keys_without_event(engine, snapshot.retention.events.before_at, findings)
     return seen
 
 
@@ -108,7 +114,7 @@ def _places(connection: Connection, keys: Sequence[bytes]) -> Mapping[bytes, tup
     return {key: (seq, stored_at) for key, seq, stored_at in found}
 
 
-def _keys_without_event(engine: Engine, findings: Findings) -> None:
+def _keys_without_event(engine: Engine, removed_before: dt.datetime | None, findings: Findings) -> None:
     there = select(EventRow.seq).where(
         EventRow.seq == EventKeyRow.seq, EventRow.stored_at == EventKeyRow.stored_at
     )
@@ -117,6 +123,8 @@ def _keys_without_event(engine: Engine, findings: Findings) -> None:
         .where(~there.exists())
         .limit(10 * KEPT_PER_CHECK)
     )
+    if removed_before is not None:
+        statement = statement.where(EventKeyRow.stored_at >= removed_before)
     with transaction(engine, patience=_PATIENCE) as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")

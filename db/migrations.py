@@ -18,7 +18,7 @@ from db.engine import transaction
 from db.error_classes import translated
 from db.errors import SchemaMismatch, StoreUnavailable
 
-REVISIONS: Final = ("0001", "0002", "0003")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 """Every revision this version knows, oldest first."""
 
 _VERSION_TABLE: Final = "alembic_version"
@@ -51,10 +51,11 @@ def current(engine: Engine) -> str | None:
 
 
 def check(engine: Engine) -> None:
-    """Return if the schema is the one this version needs.
+    """Return if this version can work with the schema: it is the one it needs, or a newer one that still has
+    all of it, as there is while a newer version is being rolled out.
 
     Raises:
-        SchemaMismatch: missing, older or newer; the message says which, and what to do.
+        SchemaMismatch: missing, older or too new; the message says which, and what to do.
         StoreUnavailable.
     """
     found, needed = current(engine), head()
@@ -69,17 +70,27 @@ def check(engine: Engine) -> None:
             f"The database schema is at revision {found}, older than {needed}, which this version needs."
             f" Run {_UPGRADE}."
         )
+    if _oldest_that_works(engine) <= needed:
+        return
     raise SchemaMismatch(
-        f"The database schema is at revision {found}, which this version does not know; it needs {needed}."
+        f"The database schema is at revision {found}, with which this version cannot work; it needs {needed}."
         " The database was upgraded by a newer version: install that one. A newer schema is not taken back."
     )
 
 
+def _oldest_that_works(engine: Engine) -> str:
+    """The oldest revision whose code works with the schema; revisions sort as text."""
+    with transaction(engine) as connection:
+        found = connection.scalar(text("SELECT oldest FROM schema_compatibility"))
+        return str(found)
+
+
 def upgrade(engine: Engine) -> None:
-    """Bring the schema up to date; nothing happens where it is. Any number of processes may do so at once.
+    """Bring the schema up to date; nothing happens where it is, or is newer. Any number of processes may do
+    so at once.
 
     Raises:
-        SchemaMismatch: the schema is newer than this version, or the database's encoding is not UTF-8.
+        SchemaMismatch: the schema is too new for this version, or the database's encoding is not UTF-8.
         StoreUnavailable: also if a lock is not to be had for long; nothing was changed.
     """
     from alembic.config import Config
@@ -89,6 +100,7 @@ def upgrade(engine: Engine) -> None:
     found = current(engine)
     if found is not None and found not in REVISIONS:
         check(engine)
+        return
     config = Config()
     config.set_main_option("script_location", str(directory()))
     with _one_at_a_time, translated(), engine.connect() as connection, exclusively(connection):

@@ -262,6 +262,44 @@ class LogGapRow(Base):
     detected_at: Mapped[dt.datetime] = mapped_column(UtcTime)
 
 
+class RemovedEventCountRow(Base):
+    """How many events retention has removed, so that counters can still be compared with rows."""
+
+    __tablename__ = "removed_event_counts"
+    __table_args__ = (PrimaryKeyConstraint("partition", "topic"),)
+
+    partition: Mapped[int] = mapped_column(Integer, autoincrement=False)
+    topic: Mapped[str] = mapped_column(Text)
+    events: Mapped[int] = mapped_column(BigInteger)
+
+
+class RetentionProgressRow(Base):
+    """How far retention is with one kind of rows.
+
+    Attributes:
+        kind: events or identities.
+        before_at: what was stored before this moment is being removed, or gone.
+        is_complete: whether all of it is gone.
+        removed: how many rows were ever removed.
+    """
+
+    __tablename__ = "retention_progress"
+
+    kind: Mapped[str] = mapped_column(Text, primary_key=True)
+    before_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+    is_complete: Mapped[bool] = mapped_column(Boolean)
+    removed: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[dt.datetime] = mapped_column(UtcTime)
+
+
+class SchemaCompatibilityRow(Base):
+    """The oldest revision whose code works with the schema as it is; one row."""
+
+    __tablename__ = "schema_compatibility"
+
+    oldest: Mapped[str] = mapped_column(Text, primary_key=True)
+
+
 class WorkerRow(Base):
     """A worker that is, or was, alive. Workers refresh `heartbeat_at`; the row is removed by a clean stop."""
 

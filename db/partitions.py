@@ -52,6 +52,16 @@ def name_of(day: dt.date) -> str:
     return f"events_p{day:%Y%m%d}"
 
 
+def day_of(name: str) -> dt.date:
+    """The day of a partition with that name."""
+    return dt.datetime.strptime(name, "events_p%Y%m%d").replace(tzinfo=dt.UTC).date()
+
+
+def day_partitions(connection: Connection) -> frozenset[str]:
+    """The names of the partitions there are, but for the default one."""
+    return _existing(connection) - {DEFAULT}
+
+
 def _make(engine: Engine, day: dt.date) -> bool:
     """Make one partition; False if another process did so meanwhile."""
     name, begin, end = name_of(day), _midnight(day), _midnight(day + _DAY)

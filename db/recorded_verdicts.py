@@ -22,12 +22,14 @@ class RecordedVerdict(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         verdict: None if there is none; then `why` says what is missing.
         certain: False where the event itself is gone: then the record was stored or is a duplicate of it.
+        is_unknown_identity: whether there is none because the store does not know the event's identity.
         twice: whether the record is stored and a dead letter besides.
     """
 
     verdict: Verdict | None
     why: str = ""
     certain: bool = True
+    is_unknown_identity: bool = False
     twice: bool = False
 
 
@@ -77,7 +79,7 @@ def _verdict(
         return RecordedVerdict(Verdict.STORED)
     name = f"holds event {record.event.event_id!r} of topic {record.event.topic!r}, which"
     if event is None:
-        return RecordedVerdict(None, f"{name} is neither stored nor a dead letter")
+        return RecordedVerdict(None, f"{name} is neither stored nor a dead letter", is_unknown_identity=True)
     if event.content_hash != record.event.content_hash:
         return RecordedVerdict(None, f"{name} is stored with other content, and this one is no dead letter")
     return RecordedVerdict(Verdict.DUPLICATE, certain=event.place[2] is not None)

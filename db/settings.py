@@ -67,6 +67,34 @@ class DatabaseSettings(BaseModel):
         return make_url(self.url.get_secret_value())
 
 
+class RetentionSettings(BaseModel):
+    """How long what is stored is kept. Days are whole ones, UTC; without a setting it is kept for ever."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    events_days: int | None = Field(
+        None, ge=1, le=36_500, description="Days an event is kept after the day it was stored on."
+    )
+    identities_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="Days an identity is kept, the deduplication window: a copy of an event that comes later"
+        " is stored as a new one. At least events_days, and longer than the log keeps records.",
+    )
+
+    @model_validator(mode="after")
+    def _events_go_first(self) -> RetentionSettings:
+        if self.identities_days is None:
+            return self
+        if self.events_days is None or self.identities_days < self.events_days:
+            raise ValueError(
+                "identities_days must not be below events_days, and needs it to be set: an event without its"
+                " identity could be stored a second time beside itself"
+            )
+        return self
+
+
 def _normalise(text: str) -> URL:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError

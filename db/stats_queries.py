@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Engine, Row, collate, func, select
 
 from db.models import LogGapRow, PartitionProgressRow, VerdictCountRow, WorkerRow
 from db.read_transaction import read_transaction
+from db.retention_queries import Retention, retention
 
 MAX_NAMED_TOPICS: Final = 1_000
 """The most topics a summary names; producers choose topics, so their number has no bound."""
@@ -64,6 +65,7 @@ class Summary(msgspec.Struct, frozen=True):
     workers: int
     next_offsets: Mapping[int, int]
     database: Database
+    retention: Retention
 
 
 class TopicCounts(msgspec.Struct, frozen=True, gc=False):
@@ -184,6 +186,7 @@ class StatsQueries:
                 workers=workers,
                 next_offsets={row.partition: row.next_offset for row in positions},
                 database=self._database(connection.dialect.server_version_info or ()),
+                retention=retention(connection),
             )
 
     def topics(self, *, limit: int, after: str | None = None) -> Sequence[TopicCounts]:

@@ -1,7 +1,6 @@
 """The store at one moment, compared with itself by counting: counters, rows, keys, positions and gaps.
 
-Nothing removes events yet. What will remove them has to note how many, by partition and topic, in the same
-transaction; `_counter_findings` is the place where that number joins the rows.
+What retention has removed was counted in the transactions that removed it, and joins the rows here.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Connection,
     Engine,
     Select,
@@ -30,7 +30,16 @@ from sqlalchemy import (
 from db.counts import Counts
 from db.engine import transaction
 from db.findings import KEPT_PER_CHECK, Check, Findings
-from db.models import DeadLetterRow, EventKeyRow, EventRow, LogGapRow, PartitionProgressRow, VerdictCountRow
+from db.models import (
+    DeadLetterRow,
+    EventKeyRow,
+    EventRow,
+    LogGapRow,
+    PartitionProgressRow,
+    RemovedEventCountRow,
+    VerdictCountRow,
+)
+from db.retention_queries import Retention, retention
 from db.stats_queries import Gap
 from events.verdict import CONFLICT_REASON
 
@@ -40,7 +49,7 @@ _PATIENCE: Final = 5_000
 """Counting a large table takes as long as it takes: a day, with the usual limit of a transaction."""
 _MOST_MISMATCHES: Final = 10 * KEPT_PER_CHECK
 
-_Select = Select[*tuple[Any, ...]]
+_Select = Select[*tuple[Any, ...]] | CompoundSelect[*tuple[Any, ...]]
 
 
 class StoredPosition(msgspec.Struct, frozen=True):
@@ -68,6 +77,7 @@ class StoreSnapshot(msgspec.Struct, frozen=True):
         events, keys: all rows, of every log topic.
         dead_letters: rows of the log topic.
         last_seq: the highest `seq` of an event; None without events.
+        retention: what is no longer there because of its age.
         only_log_topic: whether the database was filled from this log topic alone; an event does not say
             which one it came from.
     """
@@ -80,6 +90,7 @@ class StoreSnapshot(msgspec.Struct, frozen=True):
     keys: int
     dead_letters: int
     last_seq: int | None
+    retention: Retention
     only_log_topic: bool
 
 
@@ -96,7 +107,7 @@ def take_snapshot(
     Raises:
         StoreUnavailable, SchemaMismatch.
     """
-    with _one_moment(engine) as connection:
+    with _reading(engine) as connection:
         positions = {one.partition: one for one in _positions(connection, log_topic)}
         log_topics = select(func.count(PartitionProgressRow.log_topic.distinct()))
         is_only = connection.execute(log_topics).scalar_one() <= 1
@@ -127,8 +138,15 @@ def take_snapshot(
             last_seq=connection.execute(
                 select(EventRow.seq).order_by(EventRow.seq.desc()).limit(1)
             ).scalar_one_or_none(),
+            retention=retention(connection),
             only_log_topic=is_only,
         )
+
+
+def one_moment(connection: Connection) -> None:
+    """Have every statement of a transaction that has just begun see the same moment. It can only read."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
 
 
 def read_positions(engine: Engine, log_topic: str) -> dict[int, StoredPosition]:
@@ -138,10 +156,10 @@ def read_positions(engine: Engine, log_topic: str) -> dict[int, StoredPosition]:
 
 
 @contextmanager
-def _one_moment(engine: Engine) -> Iterator[Connection]:
+def _reading(engine: Engine) -> Iterator[Connection]:
     with transaction(engine, patience=_PATIENCE) as connection:
+        one_moment(connection)
         if connection.dialect.name == "postgresql":
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
             for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
                 connection.execute(text("SELECT set_config(:name, '0', true)"), {"name": name})
         yield connection
@@ -191,10 +209,13 @@ def _counter_findings(connection: Connection, log_topic: str, findings: Findings
         )
     # An event does not say which log topic it came from; counters and dead letters do.
     _compare(
-        connection, Check.STORED_COUNTER, "stored", "events", findings,
+        connection, Check.STORED_COUNTER, "stored", "events, removed ones included", findings,
         select(row.partition, row.topic, row.stored),
-        select(EventRow.log_partition, EventRow.topic, func.count()).group_by(
-            EventRow.log_partition, EventRow.topic
+        union_all(
+            select(EventRow.log_partition, EventRow.topic, func.count().label("events")).group_by(
+                EventRow.log_partition, EventRow.topic
+            ),
+            select(*RemovedEventCountRow.__table__.columns),
         ),
     )  # fmt: skip
     topic = func.coalesce(letter.topic, "")

@@ -138,10 +138,23 @@ def test_a_newer_schema_is_left_alone_and_named(empty_url: str) -> None:
         upgrade(engine)
         with engine.begin() as connection:
             connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+            connection.execute(text("UPDATE schema_compatibility SET oldest = '9998'"))
 
         for refused in (check, upgrade):
             with pytest.raises(SchemaMismatch, match=r"9999.*newer version"):
                 refused(engine)
+
+
+def test_a_newer_schema_that_still_has_everything_is_worked_with_and_left_alone(empty_url: str) -> None:
+    with opened(empty_url) as engine:
+        upgrade(engine)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+
+        check(engine)
+        upgrade(engine)
+
+        assert current(engine) == "9999"
 
 
 def test_any_number_of_processes_may_upgrade_at_once(empty_url: str) -> None:

@@ -29,7 +29,7 @@ def main() -> None:
 
     engine = open_engine(settings.require_database(), application_name="dying worker")
     log = KafkaLog(settings.require_kafka())
-    worker = WorkerProcess(log, engine, settings.worker, before_commit=die)
+    worker = WorkerProcess(log, engine, settings.worker, settings.retention, before_commit=die)
     asyncio.run(worker.work_until(asyncio.Event()))
 
 

@@ -23,6 +23,7 @@ from broker.ports import Headers, NewRecord
 from broker.settings import LocalLogSettings
 from cli.worker_process import WorkerProcess
 from db.queries import StoreQueries
+from db.settings import RetentionSettings
 from stream_worker.settings import WorkerSettings
 from tests.support.admin_client import admin_queries
 from tests.support.faulty_log import FailingLog
@@ -134,7 +135,7 @@ async def replay_stage(directory: Path, writer: Engine, reader: Engine) -> Async
     log = LocalLog(directory / "log.db", LocalLogSettings(partitions=2), topic="events")
     await log.start()
     stop = asyncio.Event()
-    worker = WorkerProcess(log, writer, WorkerSettings(poll_timeout_seconds=0.05))
+    worker = WorkerProcess(log, writer, WorkerSettings(poll_timeout_seconds=0.05), RetentionSettings())
     working = asyncio.create_task(worker.work_until(stop))
     try:
         stage = ReplayStage(log, writer, admin_queries(reader))
