@@ -22,7 +22,7 @@ from tests.support.invariants import Invariant, Samples, Violation, violations
 from tests.support.ledger import Ledger, Outcome
 from tests.support.load import Load
 from tests.support.log_reader import KafkaReader, LogRecord
-from tests.support.processes import Process, wait_ready, wait_until
+from tests.support.processes import REPOSITORY, Process, wait_ready, wait_until
 from tests.support.tables import Place, PostgresStore, Store
 
 CAUGHT_UP_SECONDS = 60.0
@@ -140,11 +140,13 @@ class Scene:
         self.sampler.stop()
         self.reader.close()
 
-    def spawn(self, name: str, command: Sequence[str], environment: dict[str, str]) -> Process:
-        """Start a process that ends with the scene."""
+    def spawn(
+        self, name: str, command: Sequence[str], environment: dict[str, str], directory: Path = REPOSITORY
+    ) -> Process:
+        """Start a process, of the code in the directory, that ends with the scene."""
         self._started += 1
         log = self.directory / f"{self._started:02}-{name.replace(' ', '-')}.log"
-        process = Process(name, [sys.executable, "-m", *command], log, environment)
+        process = Process(name, [sys.executable, "-m", *command], log, environment, directory)
         self._stack.callback(process.close)
         return process
 

@@ -25,13 +25,20 @@ _T = TypeVar("_T")
 class Process:
     """A child process with its output in a file; it dies with the test run, however that ends."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        directory: Path = REPOSITORY,
+    ) -> None:
         self.name = name
         self.log = log
         with log.open("ab") as output:
             self._child = subprocess.Popen(
                 command,
-                cwd=REPOSITORY,
+                cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
