@@ -7,12 +7,13 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import psycopg
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, Dialect, create_engine, event
 from sqlalchemy import Engine as Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import InvalidatePoolError, InvalidRequestError
 from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
@@ -23,6 +24,7 @@ from db.settings import DatabaseSettings
 _SECRET_QUERY: Final = ("password", "sslpassword")
 _READER_POOL_SIZE: Final = 4
 _OPTION: Final = "transaction_timeout_seconds"
+_DEADLINE: Final = "aggregator_deadline"
 
 
 def open_engine(settings: DatabaseSettings, *, application_name: str, read_only: bool = False) -> Engine:
@@ -145,14 +147,26 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
     if read_only:
         session["default_transaction_read_only"] = "on"
 
+    # The driver bounds the connecting itself, but not what follows: first SQLAlchemy asks a few questions,
+    # then we configure the session. If that fails, the entry is thrown away, and the deadline with it.
+    @event.listens_for(engine, "do_connect")
+    def connect(
+        dialect: Dialect, entry: ConnectionPoolEntry, arguments: list[Any], named: dict[str, Any]
+    ) -> DBAPIConnection:
+        connection = dialect.connect(*arguments, **named)
+        deadline = ExitStack()
+        deadline.enter_context(_cut_after(settings.connect_timeout_seconds, connection))
+        entry.info[_DEADLINE] = deadline
+        return connection
+
     @event.listens_for(engine, "connect")
-    def configure(connection: psycopg.Connection[Any], _: ConnectionPoolEntry) -> None:
-        # Not by the `options` parameter, which connection poolers refuse. The driver bounds the connecting
-        # itself, but not what follows.
-        with _cut_after(settings.connect_timeout_seconds, connection), connection.cursor() as cursor:
-            for name, value in session.items():
-                cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
-        connection.commit()
+    def configure(connection: psycopg.Connection[Any], entry: ConnectionPoolEntry) -> None:
+        # Not by the `options` parameter, which connection poolers refuse.
+        with entry.info.pop(_DEADLINE):
+            with connection.cursor() as cursor:
+                for name, value in session.items():
+                    cursor.execute("SELECT set_config(%s, %s, false)", (name, value))
+            connection.commit()
 
     @event.listens_for(engine, "checkout")
     def test(connection: psycopg.Connection[Any], _: ConnectionPoolEntry, __: object) -> None:
