@@ -19,6 +19,7 @@ from admin_api.stats_routes import stats_router
 from db.queries import StoreQueries
 from telemetry.api_page import install_api_page
 from telemetry.http import install_problem_responses
+from telemetry.metrics import Metrics
 
 
 def admin_router(
@@ -56,8 +57,13 @@ def create_admin_app(
     settings: AdminSettings,
     health: AdminHealth,
     office: DeadLetterOffice,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
-    """The application of an admin process. Engine, log view and office stay the caller's to close."""
+    """The application of an admin process. Engine, log view and office stay the caller's to close.
+
+    Args:
+        metrics: of the process.
+    """
     app = FastAPI(
         title="Event aggregator: admin API",
         description="Stored events, statistics, and dead letters with what to do about them.",
@@ -67,5 +73,5 @@ def create_admin_app(
     app.include_router(admin_router(queries, log, settings, office))
     app.include_router(admin_health_router(health))
     install_api_page(app)
-    install_problem_responses(app)
+    install_problem_responses(app, metrics=metrics or Metrics())
     return app

@@ -20,6 +20,8 @@ from broker.local_reader import LocalReader
 from broker.ports import LogDescription, NewRecord, PartitionOffsets, RebalanceListener
 from broker.settings import LocalLogSettings
 
+LOCAL_TOPIC: Final = "local"
+"""The log topic's name where none is given."""
 _BUFFER_BYTES: Final = 64 * 1024 * 1024
 _STOP_SECONDS: Final = 10.0
 
@@ -43,7 +45,7 @@ class LocalLog:
         path: Path,
         settings: LocalLogSettings,
         *,
-        topic: str = "local",
+        topic: str = LOCAL_TOPIC,
         clock: Callable[[], float] = time.time,
         buffer_bytes: int = _BUFFER_BYTES,
     ) -> None:

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING
 import typer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from broker.local import LocalLog
+from broker.local import LOCAL_TOPIC, LocalLog
 from cli.data_directory import locked
 from cli.http_server import bind, serve
 from cli.imports import quick_imports
 from cli.process import run_process
 from cli.settings import Settings, settings_or_exit
+from cli.tracing import tracing
 from ingest_api.app import create_gateway_app
 from ingest_api.gateway import Gateway
+from ingest_api.metrics import GatewayMetrics
+from telemetry.metrics import Metrics
+from telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
     from cli.embedded_store import EmbeddedStore
@@ -35,7 +39,8 @@ def run_dev(host: str, port: int, data_dir: Path, *, ephemeral: bool) -> None:
 
     async def main(stop: asyncio.Event) -> None:
         with _directory(data_dir, ephemeral) as directory, locked(directory):
-            await _Embedded(settings, directory, ephemeral).run(host, port, stop)
+            async with tracing("aggregator-dev", LOCAL_TOPIC) as tracer:
+                await _Embedded(settings, directory, tracer, ephemeral).run(host, port, stop)
 
     run_process("aggregator-dev", settings.log, main)
 
@@ -52,12 +57,16 @@ def _directory(data_dir: Path, ephemeral: bool) -> Iterator[Path]:
 class _Embedded:
     """All roles on one data directory."""
 
-    def __init__(self, settings: Settings, directory: Path, ephemeral: bool) -> None:
+    def __init__(self, settings: Settings, directory: Path, tracer: Tracing, ephemeral: bool) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._directory = directory
         self._ephemeral = ephemeral
-        self._log = LocalLog(directory / "log.db", settings.local_log)
-        self._gateway = Gateway(self._log.producer(), settings.ingest)
+        self._log = LocalLog(directory / "log.db", settings.local_log, topic=LOCAL_TOPIC)
+        self._metrics = Metrics(settings.telemetry)
+        self._gateway = Gateway(
+            self._log.producer(), settings.ingest, metrics=GatewayMetrics(self._metrics), tracing=tracer
+        )
 
     async def run(self, host: str, port: int, stop: asyncio.Event) -> None:
         """Serve and work until `stop`, then drain: requests first, then the worker's batch."""
@@ -105,14 +114,17 @@ class _Embedded:
             opened.cancel()
             raise
         try:
-            await store.worker.work_until(stop)
+            async with store.metrics():
+                await store.worker.work_until(stop)
         finally:
             await store.close()
 
     def _open_store(self) -> EmbeddedStore:
         with quick_imports():
             from cli.embedded_store import EmbeddedStore
-        return EmbeddedStore(self._directory / "store.db", self._log, self._settings)
+        return EmbeddedStore(
+            self._directory / "store.db", self._log, self._settings, self._metrics, self._tracer
+        )
 
     def _greeting(self, address: str) -> str:
         kept = (
@@ -164,4 +176,4 @@ class _GatewayFirst:
         await app(scope, receive, send)
 
 
-_ANSWERED_FIRST = frozenset({"/publish", "/livez", "/healthz", "/readyz"})
+_ANSWERED_FIRST = frozenset({"/publish", "/livez", "/healthz", "/readyz", "/metrics"})

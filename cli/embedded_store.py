@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -11,6 +12,7 @@ from admin_api.dead_letter_office import DeadLetterOffice
 from admin_api.log_view import LogView
 from broker.local import LocalLog
 from cli.settings import Settings
+from cli.store_metrics import store_metrics
 from cli.worker_process import WorkerProcess
 from db import migrations
 from db.engine import open_engine
@@ -21,6 +23,8 @@ from ingest_api.routes import publish_router
 from telemetry.api_page import install_api_page
 from telemetry.health import health_router
 from telemetry.http import install_problem_responses
+from telemetry.metrics import Metrics
+from telemetry.tracing import Tracing
 
 
 class EmbeddedStore:
@@ -30,8 +34,11 @@ class EmbeddedStore:
         StoreError: the file cannot be used, or is of a newer version.
     """
 
-    def __init__(self, path: Path, log: LocalLog, settings: Settings) -> None:
+    def __init__(
+        self, path: Path, log: LocalLog, settings: Settings, metrics: Metrics, tracer: Tracing
+    ) -> None:
         self._log = log
+        self._metrics = metrics
         self._settings = settings
         database = DatabaseSettings.model_validate({"url": f"sqlite:///{path}"})
         self._writer = open_engine(database, application_name="aggregator dev")
@@ -39,7 +46,13 @@ class EmbeddedStore:
         if migrations.current(self._writer) != migrations.head():
             migrations.upgrade(self._writer)
         self.worker = WorkerProcess(
-            log, self._writer, settings.worker, settings.retention, housekeeping=[log.trim]
+            log,
+            self._writer,
+            settings.worker,
+            settings.retention,
+            metrics=metrics,
+            tracing=tracer,
+            housekeeping=[log.trim],
         )
         admin = settings.admin
         self._view = LogView(log.admin(), log.topic, timeout=admin.log_timeout_seconds)
@@ -69,8 +82,12 @@ class EmbeddedStore:
         app.include_router(health_router(gateway.readiness, lambda: self.worker.is_alive))
         install_api_page(app)
         # On a developer's screen one line per batch says it all; failures are still told.
-        install_problem_responses(app, log_level="debug")
+        install_problem_responses(app, log_level="debug", metrics=self._metrics)
         return app
+
+    def metrics(self) -> AbstractAsyncContextManager[None]:
+        """Measure the store while the block runs."""
+        return store_metrics(self._metrics, self._reader, self._writer)
 
     async def close(self) -> None:
         """Close everything that was opened here; the worker has to have stopped."""

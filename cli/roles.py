@@ -12,8 +12,11 @@ from broker.kafka import KafkaLog
 from cli.http_server import bind, serve
 from cli.process import once_available, run_process
 from cli.settings import Settings, settings_or_exit
+from cli.store_metrics import store_metrics
+from cli.tracing import tracing
 from db import migrations
 from db.engine import Engine, open_engine
+from telemetry.metrics import Metrics
 
 _log = structlog.get_logger("process")
 
@@ -25,22 +28,27 @@ def run_gateway() -> None:
     async def main(stop: asyncio.Event) -> None:
         from ingest_api.app import create_gateway_app
         from ingest_api.gateway import Gateway
+        from ingest_api.metrics import GatewayMetrics
 
         ingest = settings.ingest
-        gateway = Gateway(KafkaLog(settings.require_kafka()).producer(), ingest)
+        log = KafkaLog(settings.require_kafka())
         listener = bind(ingest.host, ingest.port)
-        await gateway.start()
-        try:
-            await serve(
-                create_gateway_app(gateway),
-                listener,
-                stop,
-                on_listening=lambda: _log.info("listening", host=ingest.host, port=ingest.port),
-                on_stopping=gateway.begin_drain,
-                grace_seconds=ingest.shutdown_grace_seconds,
+        async with tracing("aggregator-gateway", log.topic) as tracer:
+            gateway = Gateway(
+                log.producer(), ingest, metrics=GatewayMetrics(Metrics(settings.telemetry)), tracing=tracer
             )
-        finally:
-            await gateway.stop()
+            await gateway.start()
+            try:
+                await serve(
+                    create_gateway_app(gateway),
+                    listener,
+                    stop,
+                    on_listening=lambda: _log.info("listening", host=ingest.host, port=ingest.port),
+                    on_stopping=gateway.begin_drain,
+                    grace_seconds=ingest.shutdown_grace_seconds,
+                )
+            finally:
+                await gateway.stop()
 
     run_process("aggregator-gateway", settings.log, main)
 
@@ -53,16 +61,21 @@ def run_worker_role() -> None:
         from cli.worker_health import serve_health
         from cli.worker_process import WorkerProcess
 
-        log = KafkaLog(settings.require_kafka())
+        kafka = settings.require_kafka()
+        log = KafkaLog(kafka)
+        metrics = Metrics(settings.telemetry)
         with _store(settings, "aggregator worker") as engine:
-            worker = WorkerProcess(log, engine, settings.worker, settings.retention)
-            async with serve_health(settings.worker, worker) as health:
-                await _require_schema(engine, stop)
-                await _require_topic(log, stop)
-                if not stop.is_set():
-                    health.begin_work()
-                    _log.info("working", topic=log.topic)
-                    await worker.work_until(stop)
+            async with tracing("aggregator-worker", log.topic, kafka.group_id) as tracer:
+                worker = WorkerProcess(
+                    log, engine, settings.worker, settings.retention, metrics=metrics, tracing=tracer
+                )
+                async with serve_health(settings.worker, worker) as health, store_metrics(metrics, engine):
+                    await _require_schema(engine, stop)
+                    await _require_topic(log, stop)
+                    if not stop.is_set():
+                        health.begin_work()
+                        _log.info("working", topic=log.topic)
+                        await worker.work_until(stop)
             _log.info("stopped; everything read was stored or will be read again")
 
     run_process("aggregator-worker", settings.log, main)
@@ -96,16 +109,18 @@ def run_admin() -> None:
             office = DeadLetterOffice(
                 writer, log.producer(), queries, view, publish_timeout=admin.publish_timeout_seconds
             )
+            metrics = Metrics(settings.telemetry)
             await office.start()
             try:
-                await serve(
-                    create_admin_app(queries, view, admin, health, office),
-                    listener,
-                    stop,
-                    on_listening=lambda: _log.info("listening", host=admin.host, port=admin.port),
-                    on_stopping=health.begin_drain,
-                    grace_seconds=admin.shutdown_grace_seconds,
-                )
+                async with store_metrics(metrics, engine, writer):
+                    await serve(
+                        create_admin_app(queries, view, admin, health, office, metrics),
+                        listener,
+                        stop,
+                        on_listening=lambda: _log.info("listening", host=admin.host, port=admin.port),
+                        on_stopping=health.begin_drain,
+                        grace_seconds=admin.shutdown_grace_seconds,
+                    )
             finally:
                 await office.stop()
                 await view.close()

@@ -21,6 +21,7 @@ from broker.settings import KafkaSettings, LocalLogSettings
 from db.settings import DatabaseSettings, RetentionSettings
 from ingest_api.settings import IngestSettings
 from stream_worker.settings import WorkerSettings
+from telemetry.settings import TelemetrySettings
 
 PREFIX = "AGGREGATOR_"
 _FILE_SUFFIX = "_file"
@@ -78,6 +79,7 @@ class Settings(BaseSettings):
     retention: RetentionSettings = Field(
         RetentionSettings(), description="How long events and identities are kept."
     )
+    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="Metrics, of every process.")
     log: LogOutputSettings = Field(LogOutputSettings(), description="The process's own log lines.")
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The probes of the worker role, on a small port of its own."""
+"""The probes and the metrics of the worker role, on a small port of its own."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WorkerHealth:
 
 @asynccontextmanager
 async def serve_health(settings: WorkerSettings, worker: WorkerProcess) -> AsyncIterator[WorkerHealth]:
-    """Answer `/livez` and `/readyz` while the block runs.
+    """Answer `/livez`, `/readyz` and `/metrics` while the block runs.
 
     Raises:
         StartFailure: the port is taken.
@@ -44,7 +44,7 @@ async def serve_health(settings: WorkerSettings, worker: WorkerProcess) -> Async
     health = WorkerHealth()
     app = FastAPI(title="Event aggregator: worker", docs_url=None, redoc_url=None)
     app.include_router(health_router(health.readiness, lambda: worker.is_alive))
-    install_problem_responses(app)
+    install_problem_responses(app, metrics=worker.metrics)
     listener = bind(settings.host, settings.port)
     stop = asyncio.Event()
     server = asyncio.create_task(

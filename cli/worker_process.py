@@ -14,9 +14,12 @@ from db.event_store import EventStore
 from db.partitions import ensure_partitions
 from db.retention import remove_expired
 from db.settings import RetentionSettings
+from stream_worker.metrics import WorkerMetrics
 from stream_worker.service import Job, new_worker_id, run_worker
 from stream_worker.settings import WorkerSettings
 from stream_worker.worker import Worker
+from telemetry.metrics import Metrics
+from telemetry.tracing import Tracing
 
 _log = structlog.get_logger("worker")
 
@@ -25,6 +28,8 @@ class WorkerProcess:
     """One worker on a log and a store.
 
     Args:
+        metrics: where the worker's are registered; by default nobody reads them.
+        tracing: see `Worker`.
         housekeeping: further jobs to do now and then.
         before_commit: see `Worker`.
     """
@@ -36,6 +41,8 @@ class WorkerProcess:
         settings: WorkerSettings,
         retention: RetentionSettings,
         *,
+        metrics: Metrics | None = None,
+        tracing: Tracing | None = None,
         housekeeping: Sequence[Job] = (),
         before_commit: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
@@ -52,7 +59,15 @@ class WorkerProcess:
             rejected_share=settings.rejected_share,
             rejected_always=settings.rejected_always,
         )
-        self._worker = Worker(log, self._store, settings, before_commit=before_commit)
+        self.metrics = metrics or Metrics()
+        self._worker = Worker(
+            log,
+            self._store,
+            settings,
+            metrics=WorkerMetrics(self.metrics),
+            tracing=tracing,
+            before_commit=before_commit,
+        )
 
     @property
     def is_alive(self) -> bool:

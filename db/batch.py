@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from events.event import Event
+from events.verdict import Verdict
 
 
 class Coordinates(msgspec.Struct, frozen=True, gc=False):
@@ -98,6 +99,10 @@ class WriteResult(msgspec.Struct, frozen=True):
     """What one transaction did: one verdict for each record, and the positions now stored.
 
     `stored + duplicates + conflicts + dead_lettered == len(batch.records)`.
+
+    Attributes:
+        by_topic: how many records of each topic got each verdict; the empty topic is for records whose topic
+            could not be read.
     """
 
     stored: int
@@ -105,3 +110,4 @@ class WriteResult(msgspec.Struct, frozen=True):
     conflicts: int
     dead_lettered: int
     positions: Sequence[Position]
+    by_topic: Mapping[tuple[str, Verdict], int] = {}

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import Engine, Row, func, select
 
+from db.dead_letter_status import Status
 from db.dead_letters import decode_headers
 from db.event_filter import DeadLetterFilter
 from db.event_queries import StoredEvent, stored_event
@@ -222,6 +223,13 @@ class DeadLetterQueries:
     def count(self, chosen: DeadLetterFilter) -> int:
         """How many dead letters match."""
         statement = select(func.count()).select_from(DeadLetterRow).where(*chosen.conditions())
+        with read_transaction(self._engine, self._timeout) as connection:
+            return connection.execute(statement).scalar_one()
+
+    def count_pending(self, most: int) -> int:
+        """How many dead letters nobody has dealt with, counted up to `most`, so that the cost is bounded."""
+        found = select(DeadLetterRow.id).where(DeadLetterRow.status == Status.PENDING).limit(most)
+        statement = select(func.count()).select_from(found.subquery())
         with read_transaction(self._engine, self._timeout) as connection:
             return connection.execute(statement).scalar_one()
 

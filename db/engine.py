@@ -71,6 +71,14 @@ def transaction(engine: Engine, *, patience: int = 1) -> Iterator[Connection]:
             raise
 
 
+def pool_connections(engine: Engine) -> dict[str, int]:
+    """How many connections of the engine are `used` and `idle`. Asks nobody, waits for nothing."""
+    pool = engine.pool
+    if not isinstance(pool, QueuePool):
+        return {}
+    return {"used": pool.checkedout(), "idle": pool.checkedin()}
+
+
 def _connect(engine: Engine) -> Connection:
     try:
         return engine.connect()

@@ -133,6 +133,7 @@ class EventStore:
             conflicts=conflicts,
             dead_lettered=dead_lettered,
             positions=[_after(advance) for advance in batch.advances],
+            by_topic=_by_topic(verdicts),
         )
 
     def find_rejected(self, batch: Batch) -> list[Rejected]:
@@ -330,6 +331,13 @@ class EventStore:
 
 def _incarnations(batch: Batch) -> dict[int, int]:
     return {advance.previous.partition: advance.previous.incarnation for advance in batch.advances}
+
+
+def _by_topic(verdicts: Mapping[tuple[int, str, Verdict], int]) -> dict[tuple[str, Verdict], int]:
+    found: Counter[tuple[str, Verdict]] = Counter()
+    for (_, topic, verdict), count in verdicts.items():
+        found[topic, verdict] += count
+    return dict(found)
 
 
 def _after(advance: Advance) -> Position:

@@ -1,4 +1,4 @@
-"""Writes the reference pages that are made from code: settings and API. `--check` only compares.
+"""Writes the reference pages that are made from code: settings, API and metrics. `--check` only compares.
 
 A test fails when a page differs from what this makes, so the pages cannot drift.
 """
@@ -17,13 +17,14 @@ from pydantic_core import PydanticUndefined
 
 from cli.openapi import admin_document, gateway_document
 from cli.settings import PREFIX, Settings
+from telemetry.metric_names import METRICS
 
 REFERENCE = Path(__file__).parent / "reference"
 
 
 def pages() -> dict[str, str]:
     """File name to content of every generated page."""
-    return {"settings.md": settings_page(), "api.md": api_page()}
+    return {"settings.md": settings_page(), "api.md": api_page(), "metrics.md": metrics_page()}
 
 
 def settings_page() -> str:
@@ -120,6 +121,26 @@ def _operation(operation: dict[str, Any], document: dict[str, Any]) -> Iterator[
         if "$ref" in response:
             response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
         yield f"| {status} | {_one_line(response.get('description', ''))} |"
+
+
+def metrics_page() -> str:
+    lines = [
+        "# Metrics",
+        "",
+        "Served at `/metrics` by every role, in Prometheus' text format or as OpenMetrics; in embedded mode"
+        " all of them on the one port. Reading them asks neither log nor database. `process_…` metrics of the"
+        " Prometheus client come on top. [How to use them](../how-to/observe.md).",
+        "",
+        "| metric | type | labels | roles | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        roles = "every" if len(metric.roles) == 3 else ", ".join(metric.roles)
+        lines.append(
+            f"| `{metric.name}` | {metric.kind} | {labels} | {roles} | {_one_line(metric.meaning)} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _one_line(text: str) -> str:

@@ -19,7 +19,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_gateway_app(
     gateway: Gateway, lifespan: Lifespan | None = None, *, log_level: str = "info"
 ) -> FastAPI:
-    """`/publish`, the probes, `/docs` and `/openapi.json`.
+    """`/publish`, the probes, `/metrics`, `/docs` and `/openapi.json`.
 
     Args:
         log_level: of the line for a request that was answered with a status below 500.
@@ -35,7 +35,7 @@ def create_gateway_app(
     app.include_router(publish_router(gateway))
     app.include_router(health_router(gateway.readiness))
     install_api_page(app)
-    install_problem_responses(app, log_level=log_level)
+    install_problem_responses(app, log_level=log_level, metrics=gateway.metrics.process)
     return app
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-import re
 from collections.abc import Callable
 from enum import StrEnum
 from time import monotonic
@@ -26,18 +25,18 @@ from events.codec import decode_event, split_events
 from events.errors import InvalidCode, InvalidEvent
 from events.event import log_key
 from ingest_api.body import InFlight
+from ingest_api.metrics import GatewayMetrics
 from ingest_api.refusal import EventError, Reason, Refused, Rejected
 from ingest_api.settings import IngestSettings
 from telemetry.health import Readiness
+from telemetry.metrics import Metrics
+from telemetry.tracing import NoTracing, TraceContext, Tracing
 
 TURN_S: Final = 0.005
 """Seconds of decoding after which other requests get a turn."""
 OVERDUE_S: Final = 1.0
 """Seconds past its deadline after which a producer that has not given up by itself is cancelled."""
 
-_TRACEPARENT: Final = re.compile(
-    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
 _RETRY_IS_SAFE: Final = "Send the whole request again with the same event ids; that is always safe."
 _WHOLE_BODY: Final = {
     InvalidCode.INVALID_ENCODING: Reason.INVALID_ENCODING,
@@ -76,11 +75,16 @@ class Gateway:
         producer: Producer,
         settings: IngestSettings,
         *,
+        metrics: GatewayMetrics | None = None,
+        tracing: Tracing | None = None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self.settings = settings
         self.in_flight = InFlight(settings.max_in_flight_bytes)
         self._producer = producer
+        self.metrics = metrics or GatewayMetrics(Metrics())
+        self.metrics.follow_in_flight(lambda: producer.in_flight)
+        self._tracing = tracing or NoTracing()
         self._now = now
         self._state = _State.STARTING
         self._start_called = False
@@ -151,25 +155,30 @@ class Gateway:
                 Reason.DRAINING, f"The gateway is {self._state.value} and takes no requests; send it again."
             )
 
-    async def publish(self, body: bytes, *, traceparent: bytes | None = None) -> Accepted:
+    async def publish(self, body: bytes, *, trace: TraceContext | None = None) -> Accepted:
         """Publish the events of a body: one event, or an array of them.
 
         Returns only after the log has acknowledged every valid event. An invalid event does not keep the
         others from being published.
 
         Args:
-            traceparent: W3C trace context of the request; passed on if it is valid.
+            trace: of the request; the records carry it, or that of the span it is the parent of.
 
         Raises:
             Refused: with the reason; for all but the log's reasons nothing was published.
         """
-        records, rejected = await self._decode(body, traceparent)
-        if not records:
-            raise _none_acceptable(rejected)
-        await self._append(records)
+        with self._tracing.send(trace) as sending:
+            records, rejected = await self._decode(body, sending.context)
+            if rejected.count:
+                self.metrics.rejected(rejected)
+            if not records:
+                raise _none_acceptable(rejected)
+            sending.count(len(records))
+            await self._append(records)
+        self.metrics.accepted(records)
         return Accepted(accepted=len(records), rejected=rejected)
 
-    async def _decode(self, body: bytes, traceparent: bytes | None) -> tuple[list[NewRecord], Rejected]:
+    async def _decode(self, body: bytes, trace: TraceContext | None) -> tuple[list[NewRecord], Rejected]:
         limit = self.settings.max_events
         try:
             raw_events = split_events(body, limit)
@@ -180,7 +189,7 @@ class Gateway:
                 Reason.TOO_MANY_EVENTS,
                 f"The request has more than {limit:,} events. Send them in several requests.",
             )
-        headers = self._headers(traceparent)
+        headers = self._headers(trace)
         records: list[NewRecord] = []
         rejected = Rejected()
         turn_ends = monotonic() + TURN_S
@@ -199,21 +208,20 @@ class Gateway:
                 records.append(NewRecord(log_key(event.topic, event.event_id), raw, headers))
         return records, rejected
 
-    def _headers(self, traceparent: bytes | None) -> Headers:
+    def _headers(self, trace: TraceContext | None) -> Headers:
         received_at = self._now().isoformat(timespec="microseconds").replace("+00:00", "Z")
         headers: Headers = (("received_at", received_at.encode()), ("ingress", b"http"))
-        if traceparent is not None and _TRACEPARENT.fullmatch(traceparent):
-            return (*headers, ("traceparent", traceparent))
-        return headers
+        return headers if trace is None else (*headers, *trace.record_headers())
 
     async def _append(self, records: list[NewRecord]) -> None:
         timeout = self.settings.publish_timeout_seconds
         try:
-            if not self._connected:
-                raise LogUnavailable
-            # The producer gives up by itself; the outer deadline is for one that does not.
-            async with asyncio.timeout(timeout + OVERDUE_S):
-                await self._producer.publish(records, timeout=timeout)
+            with self.metrics.producing():
+                if not self._connected:
+                    raise LogUnavailable
+                # The producer gives up by itself; the outer deadline is for one that does not.
+                async with asyncio.timeout(timeout + OVERDUE_S):
+                    await self._producer.publish(records, timeout=timeout)
         except RecordTooLarge as error:
             raise Refused(
                 Reason.EVENT_TOO_LARGE,

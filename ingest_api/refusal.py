@@ -64,13 +64,19 @@ class EventError(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rejected(msgspec.Struct):
-    """The events of a request that were not accepted: all are counted, the first ones spelled out."""
+    """The events of a request that were not accepted: all are counted, the first ones spelled out.
+
+    Attributes:
+        codes: how many for each code.
+    """
 
     count: int = 0
     errors: list[EventError] = []
+    codes: dict[str, int] = {}
 
     def add(self, error: EventError) -> None:
         self.count += 1
+        self.codes[error.code] = self.codes.get(error.code, 0) + 1
         if len(self.errors) < MAX_LISTED_ERRORS:
             self.errors.append(error)
 

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -15,6 +16,7 @@ from ingest_api.gateway import Accepted, Gateway
 from ingest_api.publish_openapi import publish_operation
 from ingest_api.refusal import CLOSES_CONNECTION, STATUS, Refused, Rejected
 from telemetry.http import Problem
+from telemetry.tracing import TraceContext
 
 
 class _DirectRoute(APIRoute):
@@ -43,15 +45,22 @@ def publish_router(gateway: Gateway) -> APIRouter:
             headers = request.headers
             with gateway.in_flight.request() as reservation:
                 body = await read_body(request.receive, headers, reservation, gateway.settings)
-                traceparent = headers.get("traceparent")
-                answer = await gateway.publish(
-                    body, traceparent=traceparent.encode("latin-1") if traceparent else None
-                )
+                answer = await gateway.publish(body, trace=_trace_context(headers))
         except Refused as refused:
+            gateway.metrics.refused(refused.reason)
             raise _problem(refused, gateway.settings.retry_after_seconds) from refused.__cause__
         return _answer(answer)
 
     return router
+
+
+def _trace_context(headers: Headers) -> TraceContext | None:
+    traceparent = headers.get("traceparent")
+    if traceparent is None:
+        return None
+    # Unlike the first, the second may be split over several lines.
+    tracestate = ",".join(headers.getlist("tracestate"))
+    return TraceContext.of(traceparent.encode("latin-1"), tracestate.encode("latin-1") or None)
 
 
 def _answer(answer: Accepted) -> Response:

@@ -51,6 +51,10 @@ class Progress:
             if position.partition in self._positions:
                 self._positions[position.partition] = position
 
+    def next_offsets(self) -> dict[int, int]:
+        """The next offset to read of every partition held now."""
+        return {partition: position.next_offset for partition, position in self._positions.items()}
+
     async def position_assigned(self, consumer: Consumer) -> None:
         """Position and seek every assigned partition that has no position yet.
 

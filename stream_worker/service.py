@@ -55,9 +55,11 @@ async def run_worker(
             await worker.run()
         finally:
             finished.set()
+            sampling.cancel()
 
     try:
         async with asyncio.TaskGroup() as group:
+            sampling = group.create_task(worker.keep_lag_known(), name="lag")
             group.create_task(work(), name="worker")
             group.create_task(
                 _every(settings.heartbeat_interval_seconds, [heartbeat], finished), name="heartbeat"

@@ -11,7 +11,9 @@ class WorkerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     host: str = Field(
-        "127.0.0.1", min_length=1, description="Address on which `/livez` and `/readyz` are served."
+        "127.0.0.1",
+        min_length=1,
+        description="Address on which `/livez`, `/readyz` and `/metrics` are served.",
     )
     port: int = Field(8082, ge=0, le=65_535, description="Port for that; 0 picks a free one.")
 
@@ -55,6 +57,9 @@ class WorkerSettings(BaseModel):
     )
     max_consumer_restarts: int = Field(
         3, ge=0, description="A worker that is still stuck after replacing its consumer so often exits."
+    )
+    lag_interval_seconds: float = Field(
+        5.0, gt=0, description="How often the log is asked for its end offsets, for the lag in `/metrics`."
     )
     housekeeping_interval_seconds: float = Field(
         3_600.0,

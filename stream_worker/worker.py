@@ -22,16 +22,20 @@ from typing import TypeVar
 import structlog
 
 from broker.errors import BrokerError, CommitFailed, LogMisconfigured
-from broker.ports import Consumer, Log
+from broker.ports import Consumer, Log, Poll
 from db.batch import Batch, InvalidRecord, Rejected, WriteResult
 from db.errors import FenceLost, RowsRejected, StoreUnavailable
 from db.event_store import EventStore
 from events.verdict import DATABASE_REASON
 from stream_worker.backoff import Backoff, wait_or_stop
 from stream_worker.decode import decode_records
+from stream_worker.lag import keep_sampled
+from stream_worker.metrics import WorkerMetrics
 from stream_worker.progress import Progress
 from stream_worker.settings import WorkerSettings
 from stream_worker.watchdog import Watchdog, WorkerStuck
+from telemetry.metrics import Metrics
+from telemetry.tracing import NoTracing, Tracing
 
 _log = structlog.get_logger("stream_worker")
 _T = TypeVar("_T")
@@ -44,6 +48,8 @@ class Worker:
         log: where records come from.
         store: where verdicts go. Called in threads, so that cancellation never reaches the database.
         settings: see `WorkerSettings`.
+        metrics: what is measured; by default nobody reads it.
+        tracing: where polls and batches become spans.
         before_commit: awaited between store and commit; a seam for tests that stop the process right there.
     """
 
@@ -53,8 +59,13 @@ class Worker:
         store: EventStore,
         settings: WorkerSettings,
         *,
+        metrics: WorkerMetrics | None = None,
+        tracing: Tracing | None = None,
         before_commit: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._metrics = metrics or WorkerMetrics(Metrics())
+        self._metrics.follow_assignment(lambda: self._assignment())
+        self._tracing = tracing or NoTracing()
         self._log = log
         self._store = store
         self._settings = settings
@@ -105,7 +116,13 @@ class Worker:
                 working.cancel()
                 await asyncio.wait({working, watching})
                 self._progress.forget()
+                self._metrics.lag.revoked()
+                self._assignment = frozenset
                 await consumer.stop()
+
+    async def keep_lag_known(self) -> None:
+        """Ask the log for its end offsets now and then, until cancelled."""
+        await keep_sampled(self._metrics.lag, self._log, self._settings.lag_interval_seconds)
 
     @property
     def is_alive(self) -> bool:
@@ -122,10 +139,12 @@ class Worker:
         self._progress.forget(partitions)
         async with self._storing:
             self._progress.forget(partitions)
+            self._metrics.lag.revoked(partitions)
 
     async def on_assigned(self, partitions: frozenset[int]) -> None:
         """Nothing is read from them before the database has said where."""
         _log.info("assigned", partitions=sorted(partitions))
+        self._metrics.assigned()
         self._progress.forget(partitions)
 
     async def run_once(self, consumer: Consumer) -> WriteResult | None:
@@ -138,12 +157,38 @@ class Worker:
             self._recheck_at = time.monotonic() + self._settings.recheck_interval_seconds
             self._progress.forget()
         await self._progress.position_assigned(consumer)
-        poll = await consumer.poll(self._settings.max_batch_records, self._settings.poll_timeout_seconds)
+        self._metrics.lag.positioned(self._progress.next_offsets())
+        poll, poll_span = await self._poll(consumer)
         poll = await self._progress.verify(poll, consumer)
-        batch = Batch(
-            records=await asyncio.to_thread(decode_records, poll.records),
-            advances=self._progress.advances(poll),
-        )
+        if not poll.records:
+            # Transaction markers alone still move positions.
+            return await self._store_in_turn(Batch([], self._progress.advances(poll)), consumer)
+        with self._tracing.process(
+            (getattr(record, "headers", ()) for record in poll.records),
+            len(poll.records),
+            poll.next_offsets,
+            poll_span,
+        ):
+            with self._metrics.stage("decode"):
+                records = await asyncio.to_thread(decode_records, poll.records)
+            return await self._store_in_turn(Batch(records, self._progress.advances(poll)), consumer)
+
+    async def _poll(self, consumer: Consumer) -> tuple[Poll, object]:
+        """Poll; returns what was read, and the span to be the parent of what is made of it."""
+        started_ns = time.time_ns()
+        try:
+            poll = await consumer.poll(self._settings.max_batch_records, self._settings.poll_timeout_seconds)
+        except BrokerError as error:
+            self._tracing.poll(started_ns, 0, (), error)
+            raise
+        span = None
+        if poll.records:
+            # A poll that finds nothing says nothing.
+            span = self._tracing.poll(started_ns, len(poll.records), poll.next_offsets)
+        return poll, span
+
+    async def _store_in_turn(self, batch: Batch, consumer: Consumer) -> WriteResult | None:
+        """Store and commit, unless nothing moves or a partition was lost meanwhile."""
         if not batch.advances:
             return None
         started = time.monotonic()
@@ -155,6 +200,7 @@ class Worker:
         if batch.records:
             _log.info(
                 "batch",
+                **_place(batch),
                 batch_size=len(batch.records),
                 stored=result.stored,
                 duplicates=result.duplicates,
@@ -165,12 +211,16 @@ class Worker:
         return result
 
     async def _store_and_commit(self, batch: Batch, consumer: Consumer) -> WriteResult:
-        result = await self._write(batch)
+        with self._metrics.stage("store"):
+            result = await self._write(batch)
         self._progress.advance(result.positions)
+        self._metrics.stored(batch, result)
         if self._before_commit is not None:
             await self._before_commit()
         try:
-            await consumer.commit({p.partition: p.next_offset for p in result.positions})
+            with self._metrics.stage("commit"):
+                await consumer.commit({p.partition: p.next_offset for p in result.positions})
+            self._metrics.committed()
         except CommitFailed as error:
             _log.warning("offsets not committed; the database position decides", exc_info=error)
         return result
@@ -207,6 +257,7 @@ class Worker:
             except (BrokerError, FenceLost, RowsRejected, StoreUnavailable) as error:
                 if isinstance(error, StoreUnavailable):
                     self._watchdog.excuse()
+                self._metrics.retrying(error)
                 wait = self._backoff.next_wait()
                 _log.warning(
                     "waiting before the next try",
@@ -220,3 +271,11 @@ class Worker:
                 self._backoff.reset()
                 return result
         return None
+
+
+def _place(batch: Batch) -> dict[str, int]:
+    """Where the batch ends, for the log line, if it is of one partition."""
+    if len(batch.advances) != 1:
+        return {"partitions": len(batch.advances)}
+    (advance,) = batch.advances
+    return {"partition": advance.previous.partition, "offset": advance.next_offset - 1}

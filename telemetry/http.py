@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from telemetry.metrics import Metrics
+from telemetry.metrics_route import install_metrics_route
 from telemetry.problem import (
     PROBLEM_MEDIA_TYPE,
     Problem,
@@ -50,7 +52,9 @@ def request_id_of(request: Request) -> str | None:
     return request_id
 
 
-def install_problem_responses(app: FastAPI, *, log_level: str = "info") -> None:
+def install_problem_responses(
+    app: FastAPI, *, log_level: str = "info", metrics: Metrics | None = None
+) -> None:
     """Make every error of the application a problem document, with request ids and a log line per request.
 
     Covers unknown paths and methods, parameters that fail validation, `Problem`, and any other exception,
@@ -59,24 +63,28 @@ def install_problem_responses(app: FastAPI, *, log_level: str = "info") -> None:
 
     Args:
         log_level: of the line for a request that was answered with a status below 500.
+        metrics: what measures the requests, and is served at `/metrics`; by default nothing does.
     """
+    if metrics is not None:
+        install_metrics_route(app, metrics)
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
-    app.add_middleware(RequestMiddleware, log_level=log_level)
+    app.add_middleware(RequestMiddleware, log_level=log_level, metrics=metrics)
     _document_problems(app)
 
 
 class RequestMiddleware:
-    """Gives a request its id, logs it once it is answered, and answers whatever nothing below has caught.
+    """Gives a request its id, logs and measures it once it is answered, and answers what nothing caught.
 
     A caller's `X-Request-Id` is kept if it is at most 128 letters, digits or `._:/+=@-`; else one is made.
     It is returned in the response, is in `scope["state"]["request_id"]`, and on every log line below.
     """
 
-    def __init__(self, app: ASGIApp, log_level: str = "info") -> None:
+    def __init__(self, app: ASGIApp, log_level: str = "info", metrics: Metrics | None = None) -> None:
         self.app = app
         self._log_level = log_level
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,7 +117,12 @@ class RequestMiddleware:
                 await problem_response(_unexpected(), request_id)(scope, receive, send_with_id)
         finally:
             error_type = error_type or scope["state"].get("error_type")
-            _log_request(scope, status, perf_counter() - started, error_type, self._log_level)
+            duration = perf_counter() - started
+            # The route's template, never the path: paths hold identities, and are without bound.
+            route = getattr(scope.get("route"), "path", None)
+            if self._metrics is not None:
+                self._metrics.request_answered(scope["method"], route, status, duration)
+            _log_request(scope, route, status, duration, error_type, self._log_level)
 
 
 def _incoming_request_id(scope: Scope) -> str | None:
@@ -121,14 +134,13 @@ def _incoming_request_id(scope: Scope) -> str | None:
 
 def _log_request(
     scope: Scope,
+    route: str | None,
     status: int | None,
     duration: float,
     error_type: str | None,
     level: str,
 ) -> None:
     fields: dict[str, Any] = {"http.request.method": scope["method"], "duration_s": round(duration, 6)}
-    # The route's template, never the path: paths hold identities, and are without bound.
-    route = getattr(scope.get("route"), "path", None)
     if route is not None:
         fields["http.route"] = route
     if status is not None:

@@ -10,13 +10,14 @@ import contextlib
 import logging
 import sys
 from collections.abc import MutableMapping
-from importlib.metadata import PackageNotFoundError, version
 from json import dumps as json_text
 from typing import Any, Final
 
 import orjson
 import structlog
 from structlog.typing import Processor, WrappedLogger
+
+from telemetry.version import product_version
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 # These write a line per request, statement or fetch below this level; our own lines say the same, once.
@@ -102,7 +103,7 @@ class _Columns:
     """Puts the fields everyone looks for first, and adds what is the same on every line to the JSON form."""
 
     def __init__(self, service: str, *, as_json: bool) -> None:
-        self._constant = {"service.name": service, "service.version": _version()} if as_json else {}
+        self._constant = {"service.name": service, "service.version": product_version()} if as_json else {}
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         first = {name: event.pop(name) for name in ("timestamp", "level", "event", "logger") if name in event}
@@ -141,10 +142,3 @@ def _dump(event: EventDict, **_: Any) -> str:
     except (TypeError, orjson.JSONEncodeError):
         # Lone surrogates and integers beyond 64 bits; a line must never be what fails.
         return json_text(event, default=str, skipkeys=True)
-
-
-def _version() -> str:
-    try:
-        return version("event-aggregator")
-    except PackageNotFoundError:
-        return "unknown"
