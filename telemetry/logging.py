@@ -31,6 +31,9 @@ _QUIETER: Final = {
     "uvicorn": logging.WARNING,
 }
 
+# At debug level these tell what they carry: records, rows, and so payloads.
+_NEVER_AT_DEBUG: Final = ("aiokafka.conn", "aiokafka.producer", "sqlalchemy.engine")
+
 EventDict = MutableMapping[str, Any]
 
 
@@ -39,7 +42,8 @@ def configure_logging(service: str, *, level: str = "info", json: bool | None = 
 
     Args:
         service: the value of `service.name`, such as `aggregator-gateway`.
-        level: `debug`, `info`, `warning`, `error` or `critical`. At debug the libraries speak up too.
+        level: `debug`, `info`, `warning`, `error` or `critical`. At debug the libraries speak up too,
+            but for what would tell payloads.
         json: one JSON object a line; by default exactly when standard error is not a terminal.
 
     Raises:
@@ -129,6 +133,8 @@ def _redirect_standard_library(foreign: list[Processor], rendering: list[Process
     root.setLevel(threshold)
     for name, level in _QUIETER.items():
         logging.getLogger(name).setLevel(threshold if threshold <= logging.DEBUG else max(level, threshold))
+    for name in _NEVER_AT_DEBUG:
+        logging.getLogger(name).setLevel(max(logging.getLogger(name).getEffectiveLevel(), logging.INFO))
     # One line per request is ours (telemetry.http), with the fields that uvicorn's lacks.
     access = logging.getLogger("uvicorn.access")
     access.handlers[:] = []

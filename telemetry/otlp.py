@@ -180,9 +180,7 @@ def _remote(parent: TraceContext | None) -> Context:
 def _span_context(carried: TraceContext) -> SpanContext:
     _, trace_id, span_id, flags = carried.traceparent.decode("ascii").split("-")
     state = TraceState.from_header([carried.tracestate.decode("ascii")]) if carried.tracestate else None
-    return SpanContext(
-        int(trace_id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16) & TraceFlags.SAMPLED), state
-    )
+    return SpanContext(int(trace_id, 16), int(span_id, 16), True, TraceFlags(int(flags, 16)), state)
 
 
 def _carried(context: SpanContext) -> TraceContext:

@@ -244,14 +244,14 @@ def postgres_template(postgres_server: Server) -> Iterator[str]:
 @pytest.fixture
 def empty_postgres_url(postgres_server: Server) -> Iterator[str]:
     """A database of its own, without a schema."""
-    with _own_database(postgres_server, "template0") as url:
+    with own_database(postgres_server, "template0") as url:
         yield url
 
 
 @pytest.fixture
 def postgres_url(postgres_server: Server, postgres_template: str) -> Iterator[str]:
     """A database of its own, migrated, without rows."""
-    with _own_database(postgres_server, postgres_template) as url:
+    with own_database(postgres_server, postgres_template) as url:
         yield url
 
 
@@ -279,7 +279,8 @@ def store_url(request: pytest.FixtureRequest) -> str:
 
 
 @contextlib.contextmanager
-def _own_database(server: Server, template: str) -> Iterator[str]:
+def own_database(server: Server, template: str) -> Iterator[str]:
+    """The URL of a copy of the template, dropped after the block."""
     name = f"aggregator_test_{os.getpid()}_{next(_numbers)}"
     yield create_database(server.url, name, template)
     drop_database(server.url, name)

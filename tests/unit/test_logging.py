@@ -12,13 +12,16 @@ import structlog
 
 from telemetry.logging import configure_logging
 
+_CARRIERS = ("aiokafka.conn", "aiokafka.producer", "sqlalchemy.engine")
+_TOUCHED = ("uvicorn", "uvicorn.access", "sqlalchemy", "aiokafka", *_CARRIERS)
+
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """Put the process-wide configuration back."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "sqlalchemy", "aiokafka")]
+    loggers = [logging.getLogger(name) for name in _TOUCHED]
     levels = [(logger, logger.level, logger.propagate, logger.handlers[:]) for logger in loggers]
     old = structlog.get_config()
     yield
@@ -121,3 +124,13 @@ def test_reader_of_the_log_may_go_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Gone())
     structlog.get_logger("x").info("nobody reads this")
     logging.getLogger("x").warning("nor this")
+
+
+@pytest.mark.parametrize("name", _CARRIERS)
+def test_libraries_that_would_tell_payloads_at_debug_level_do_not(
+    capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    configure_logging("x", json=True, level="debug")
+    logging.getLogger(name).debug("Row %r", ("payload",))
+    logging.getLogger("aiokafka").debug("rejoining")
+    assert [line["event"] for line in lines(capsys)] == ["rejoining"]
