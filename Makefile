@@ -18,7 +18,7 @@ dev: install  ## start the embedded aggregator on port 8080
 	@$(BIN)/aggregator dev $(ARGS)
 
 test: install-dev  ## run the whole suite; what it cannot use here is listed at the end
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: install-dev  ## break it in every way on the list; one scenario by name: K=zombie
 	@$(BIN)/python -m pytest tests/faults $(if $(K),-k "$(K)") $(ARGS)

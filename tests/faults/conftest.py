@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.report import Report, reports
+from tests.faults.report import Report
 from tests.faults.rig import Brokers, Database
 from tests.faults.stage import Stage
 from tests.support.kafka_process import KafkaMissing
@@ -35,13 +35,9 @@ def database() -> Iterator[Database]:
 
 
 @pytest.fixture
-def report(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Report]:
+def report(request: pytest.FixtureRequest) -> Report:
     """This scenario's line in the report at the end."""
-    report = Report(request.node.name)
-    reports.append(report)
-    yield report
-    outcome = getattr(request.node, "call_report", None)
-    report.passed = outcome is not None and outcome.passed
+    return Report(request.node.name)
 
 
 @pytest.fixture
@@ -55,17 +51,12 @@ def stage(tmp_path: Path, report: Report, brokers: Brokers, database: Database) 
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     outcome = yield
     if outcome.when == "call":
-        item.call_report = outcome  # type: ignore[attr-defined]
-        directory = getattr(item, "funcargs", {}).get("tmp_path")
+        given = getattr(item, "funcargs", {})
+        if "report" in given:
+            given["report"].passed = outcome.passed
+            outcome.user_properties.append(given["report"].property())
+        directory = given.get("tmp_path")
         if outcome.failed and directory is not None:
             logs = "\n".join(str(path) for path in sorted(directory.glob("*.log")))
             outcome.sections.append(("logs of the processes", logs))
     return outcome
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if reports:
-        terminalreporter.section("Fault scenarios")
-        for report in reports:
-            for line in report.lines():
-                terminalreporter.write_line(line)

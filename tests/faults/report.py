@@ -1,8 +1,23 @@
-"""What each scenario did, how long recovery took and what was checked: shown at the end of every run."""
+"""What each scenario did, how long recovery took and what was checked: shown at the end of every run.
+
+`AGGREGATOR_TEST_REPORT` names a file that gets the same as JSON; `python -m tests.faults.report FILE …` makes
+the table of the documentation out of such files, with the shortest and the longest recovery in all of them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+PROPERTY: Final = "scenario"
+FILE_VARIABLE: Final = "AGGREGATOR_TEST_REPORT"
 
 
 @dataclass
@@ -20,6 +35,10 @@ class Report:
     checked: list[str] = field(default_factory=list)
     passed: bool = False
 
+    def property(self) -> tuple[str, dict[str, Any]]:
+        """What travels with pytest's own report, also from another process."""
+        return PROPERTY, asdict(self)
+
     def lines(self) -> list[str]:
         recovery = ", ".join(f"{seconds:.1f} s" for seconds in self.recoveries) or "-"
         return [
@@ -30,4 +49,39 @@ class Report:
         ]
 
 
-reports: list[Report] = []
+def found_in(outcomes: Iterable[pytest.TestReport]) -> list[Report]:
+    """The scenarios of a run."""
+    return [
+        Report(**value)  # type: ignore[arg-type]
+        for outcome in outcomes
+        if outcome.when == "call"
+        for name, value in outcome.user_properties
+        if name == PROPERTY
+    ]
+
+
+def write_if_wanted(reports: list[Report]) -> None:
+    """Write the reports to the file that the environment names."""
+    path = os.environ.get(FILE_VARIABLE)
+    if path:
+        Path(path).write_text(json.dumps([asdict(report) for report in reports], indent=1))
+
+
+def table(paths: Iterable[Path]) -> Iterator[str]:
+    """The rows of the documentation's table, from the files of several runs."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for path in paths:
+        for report in json.loads(path.read_text()):
+            runs.setdefault(report["scenario"], []).append(report)
+    yield "| scenario | what is done | recovery in s | runs |"
+    yield "|---|---|---|---|"
+    for scenario, reports in runs.items():
+        name = scenario.removeprefix("test_").replace("_", " ")
+        seconds = sorted(second for report in reports for second in report["recoveries"])
+        span = "-" if not seconds else f"{seconds[0]:.1f} to {seconds[-1]:.1f}"
+        passed = sum(report["passed"] for report in reports)
+        yield f"| {name} | {'; '.join(reports[0]['injected'])} | {span} | {passed} of {len(reports)} passed |"
+
+
+if __name__ == "__main__":
+    print("\n".join(table(map(Path, sys.argv[1:]))))  # noqa: T201

@@ -63,6 +63,9 @@ class Brokers:
         topic = NewTopic(name, PARTITIONS, replicas, config=dict(settings or {}))
         self._admin.create_topics([topic], operation_timeout=20)[name].result(30)
 
+    def has_topic(self, name: str) -> bool:
+        return name in self._admin.list_topics(timeout=20).topics
+
     def heal(self) -> None:
         """Whatever a test did, undone."""
         self.proxy.heal()

@@ -185,6 +185,10 @@ class Scene:
         self.report.recoveries.append(seconds)
         return seconds
 
+    def caught_up(self) -> bool:
+        """Whether everything the log holds now has its verdict."""
+        return self._reached(self.reader.ends())
+
     def finish(self, timeout: float = CAUGHT_UP_SECONDS) -> None:
         """End the load, wait until the store has caught up, and check every invariant."""
         found = self.violations(timeout)

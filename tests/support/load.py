@@ -207,6 +207,7 @@ class Load:
         url: the gateway's.
         bootstrap, topic: for direct producers; none without.
         rate: events per second over HTTP, from two clients together; a third as many again are direct.
+        name: loads of other names send other events.
     """
 
     def __init__(
@@ -220,17 +221,18 @@ class Load:
         batch: int = 10,
         poison_share: float = 0.05,
         timeout: float = 15.0,
+        name: str = "",
     ) -> None:
         clients = 2
         self.ledger = ledger
         self.http = [
             HttpSender(
-                f"http-{n}", url, ledger, interval=batch * clients / rate, batch=batch, timeout=timeout
+                f"{name}http-{n}", url, ledger, interval=batch * clients / rate, batch=batch, timeout=timeout
             )
             for n in range(clients)
         ]
         self.direct = (
-            [DirectProducer("direct", bootstrap, topic, ledger, interval=3 / rate, poison_share=poison_share)]
+            [DirectProducer(f"{name}direct", bootstrap, topic, ledger, interval=3 / rate, poison_share=poison_share)]
             if bootstrap
             else []
         )

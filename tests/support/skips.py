@@ -7,13 +7,13 @@ A skip always has a printed reason; `AGGREGATOR_TEST_REQUIRE` (comma-separated, 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from typing import NoReturn
 
 import pytest
 
 REQUIRE_VARIABLE = "AGGREGATOR_TEST_REQUIRE"
-
-_missing: dict[str, dict[str, int]] = {}
 
 
 def unavailable(what: str, reason: str) -> NoReturn:
@@ -26,8 +26,6 @@ def unavailable(what: str, reason: str) -> NoReturn:
     """
     if what in required():
         pytest.fail(f"{what} is required by {REQUIRE_VARIABLE}, but: {reason}", pytrace=False)
-    reasons = _missing.setdefault(what, {})
-    reasons[reason] = reasons.get(reason, 0) + 1
     pytest.skip(f"{what}: {reason}")
 
 
@@ -36,10 +34,11 @@ def required() -> frozenset[str]:
     return frozenset(name.strip() for name in os.environ.get(REQUIRE_VARIABLE, "").split(",") if name.strip())
 
 
-def summary() -> list[str]:
-    """One line per missing thing and reason, for the end of the run."""
-    return [
-        f"{what}: {reason} ({count} skipped)"
-        for what, reasons in sorted(_missing.items())
-        for reason, count in reasons.items()
-    ]
+def summary(skipped: Iterable[pytest.TestReport]) -> list[str]:
+    """One line per reason, for the end of the run. Taken from the reports, which come from every process."""
+    reasons = Counter(
+        report.longrepr[2].removeprefix("Skipped: ")
+        for report in skipped
+        if isinstance(report.longrepr, tuple)
+    )
+    return [f"{reason} ({count} skipped)" for reason, count in sorted(reasons.items())]
