@@ -63,6 +63,11 @@ class Brokers:
         topic = NewTopic(name, PARTITIONS, replicas, config=dict(settings or {}))
         self._admin.create_topics([topic], operation_timeout=20)[name].result(30)
 
+    def leaders(self, topic: str) -> dict[int, int]:
+        """The node that leads each partition."""
+        partitions = self._admin.list_topics(topic, timeout=20).topics[topic].partitions
+        return {number: one.leader for number, one in partitions.items()}
+
     def has_topic(self, name: str) -> bool:
         return name in self._admin.list_topics(timeout=20).topics
 

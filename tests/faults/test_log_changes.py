@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from confluent_kafka import TopicPartition
-from confluent_kafka.admin import NewPartitions
+from confluent_kafka.cimpl import NewPartitions
 
 from tests.faults.rig import PARTITIONS
 from tests.faults.stage import Stage
@@ -22,6 +22,11 @@ def shown(stage: Stage, path: str, name: str) -> list[dict[str, Any]]:
     answer = httpx.get(f"{stage.deployment.admin_url}{path}", timeout=20).raise_for_status().json()
     found: list[dict[str, Any]] = answer[name]
     return found
+
+
+def begun_anew(stage: Stage) -> set[int]:
+    """The partitions in their second incarnation."""
+    return {p for p, (incarnation, _) in stage.store.positions().items() if incarnation == 2}
 
 
 def forget(stage: Stage) -> None:
@@ -44,13 +49,13 @@ def test_recreated_topic_begins_new_incarnations_and_everything_new_is_stored(st
     wait_until(lambda: not stage.brokers.has_topic(stage.topic), 20, "the topic to be gone")
     stage.brokers.create_topic(stage.topic)
     stage.make_load(name="second-").start()
-    stage.load.wait_for(1_200, timeout=60)
+    had_records = {p for p, (_, offset) in before.items() if offset > 0}
+    # Until then a position beyond the end looks like one that has been reached.
+    wait_until(lambda: begun_anew(stage) == had_records, 60, "new incarnations")
+    stage.load.wait_for(600, timeout=60)
     stage.recovered()
     stage.finish()
 
-    positions = stage.store.positions()
-    had_records = {p for p, (_, offset) in before.items() if offset > 0}
-    assert {p for p, (incarnation, _) in positions.items() if incarnation == 2} == had_records
     gaps = shown(stage, "/gaps", "gaps")
     assert {gap["partition"] for gap in gaps} == had_records
     assert {gap["reason"] for gap in gaps} <= {"recreated", "truncated"}
@@ -143,6 +148,7 @@ def test_log_that_lost_its_end_is_a_gap_and_read_from_its_beginning(stage: Stage
     stage.make_load(name="second-", rate=60).start()
     stage.load.wait_for(60)
     stage.worker()
+    wait_until(lambda: begun_anew(stage) == set(handled), 60, "new incarnations")
     stage.load.wait_for(200)
     stage.recovered()
     stage.finish()
@@ -164,11 +170,11 @@ def test_topic_that_is_gone_for_a_while_gives_503_and_is_used_again(stage: Stage
     stage.make_load(name="second-", poison_share=0.0).start()
     wait_until(lambda: stage.load.statuses().get(503, 0) >= 3, 40, "requests refused with 503")
     assert not stage.brokers.has_topic(stage.topic), "somebody created the topic by asking for it"
+    had_records = {p for p, (_, offset) in stage.store.positions().items() if offset > 0}
     stage.brokers.create_topic(stage.topic)
+    wait_until(lambda: begun_anew(stage) == had_records, 60, "new incarnations")
     stage.recovered()
     stage.load.wait_for(300)
     stage.recovered()
     stage.finish()
     assert all(process.returncode is None for process in (stage.gateway, *workers))
-
-

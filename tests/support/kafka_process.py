@@ -205,6 +205,10 @@ class KafkaBroker:
             process.wait()
         atexit.unregister(self.kill)
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def pause(self) -> None:
         """SIGSTOP: connections stay open, nothing answers."""
         self._signal(signal.SIGSTOP)
@@ -215,7 +219,8 @@ class KafkaBroker:
 
     def revive(self) -> None:
         """Let the node run, whatever was done to it before."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
+            self.kill()
             self.start()
         else:
             self.resume()

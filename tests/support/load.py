@@ -231,11 +231,12 @@ class Load:
             )
             for n in range(clients)
         ]
-        self.direct = (
-            [DirectProducer(f"{name}direct", bootstrap, topic, ledger, interval=3 / rate, poison_share=poison_share)]
-            if bootstrap
-            else []
-        )
+        self.direct: list[DirectProducer] = []
+        if bootstrap:
+            direct = DirectProducer(
+                f"{name}direct", bootstrap, topic, ledger, interval=3 / rate, poison_share=poison_share
+            )
+            self.direct.append(direct)
 
     @property
     def _senders(self) -> Sequence[_Sender]:

@@ -110,7 +110,7 @@ def _record(message: Message, incarnations: Mapping[int, int]) -> LogRecord:
 
 
 class LocalReader:
-    """Reads the embedded log's SQLite file by itself."""
+    """Reads the embedded log's SQLite file by itself. Raises OSError while it is away."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -134,8 +134,13 @@ class LocalReader:
         return found
 
     def _partitions(self) -> Sequence[tuple[int, int, int | None]]:
-        with closing(_read_only(self._path)) as file:
-            return file.execute("SELECT partition, end_offset, committed_offset FROM partitions").fetchall()
+        try:
+            with closing(_read_only(self._path)) as file:
+                return file.execute(
+                    "SELECT partition, end_offset, committed_offset FROM partitions"
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise OSError(str(error)) from error
 
 
 def _read_only(path: Path) -> sqlite3.Connection:

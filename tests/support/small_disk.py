@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,9 +40,10 @@ class SmallDisk:
 
 
 @contextlib.contextmanager
-def small_disk(path: Path, mebibytes: int) -> Iterator[SmallDisk]:
-    """Mount a tmpfs of that size on a new directory; skips the test where that is not allowed."""
-    path.mkdir()
+def small_disk(mebibytes: int) -> Iterator[SmallDisk]:
+    """Mount a tmpfs of that size where every user can get at it; skips the test where that is not allowed."""
+    path = Path(tempfile.mkdtemp(prefix="aggregator-disk-"))
+    path.chmod(0o755)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=0755", "tmpfs", str(path)],
         capture_output=True,
@@ -49,9 +51,11 @@ def small_disk(path: Path, mebibytes: int) -> Iterator[SmallDisk]:
         check=False,
     )
     if done.returncode != 0:
+        path.rmdir()
         unavailable("mount", f"a small file system cannot be mounted ({done.stderr.strip()}); it needs root.")
     try:
         yield SmallDisk(path)
     finally:
         # Lazily: a process that is just being ended may still have a file open.
         subprocess.run(["umount", "--lazy", str(path)], check=True)
+        path.rmdir()
