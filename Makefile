@@ -21,7 +21,7 @@ test: install-dev  ## run the whole suite; what it cannot use here is listed at 
 	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-faults: install-dev  ## break it in every way on the list; one scenario by name: K=zombie
-	@$(BIN)/python -m pytest tests/faults $(if $(K),-k "$(K)") $(ARGS)
+	@$(BIN)/python -m pytest tests/faults $(if $(K),-k "$(K)",-n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 lint: install-dev  ## style and format
 	$(BIN)/ruff check .

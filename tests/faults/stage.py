@@ -279,7 +279,8 @@ class Stage(Scene):
         self.database.drop(self.database_url)
 
     def start(self, *, workers: int = 2, load: bool = True) -> list[Process]:
-        """Start gateway, admin API and workers; then the load. Returns the workers."""
+        """Start gateway, admin API and workers; then the load. Returns the workers, once they have stored
+        something: a fault that comes before would hit nobody."""
         self.gateway = self.role("gateway")
         self.admin = self.role("admin")
         running = [self.worker() for _ in range(workers)]
@@ -287,7 +288,13 @@ class Stage(Scene):
         wait_ready(self.admin, self.deployment.admin_url, 40)
         if load:
             self.load.start()
+        if load and running:
+            self.storing()
         return running
+
+    def storing(self) -> None:
+        """Wait until workers store what comes."""
+        wait_until(lambda: any(offset for _, offset in self.store.positions().values()), 40, "stored events")
 
     def role(self, name: str) -> Process:
         return self.spawn(name, ["cli", name], self.deployment.environment)
