@@ -98,13 +98,15 @@ class WorkerMetrics:
 
     def _measure_latency(self, batch: Batch) -> None:
         now = self._clock()
-        received = [
-            record.at.received_at.timestamp()
+        latencies = [
+            now - record.at.received_at.timestamp()
             for record in batch.records
-            if isinstance(record, ValidRecord) and record.at.received_at is not None
+            if record.at.received_at is not None and isinstance(record, ValidRecord)
         ]
-        # Gateways' clocks may be ahead of ours.
-        self._latency.observe_all([max(0.0, now - moment) for moment in received])
+        if latencies and min(latencies) < 0:
+            # A gateway's clock is ahead of ours.
+            latencies = [max(0.0, latency) for latency in latencies]
+        self._latency.observe_all(latencies)
 
 
 def _by_label(values: Mapping[int, float]) -> dict[Labels, float]:

@@ -7,8 +7,8 @@ OpenTelemetry SDK is imported, no spans are made, and a caller's trace context i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, NamedTuple, Protocol
 
 from telemetry.trace_names import TRACEPARENT, TRACESTATE
@@ -68,6 +68,8 @@ class Sending:
         context: what their records are to carry; None for nothing.
     """
 
+    __slots__ = ("context",)
+
     def __init__(self, context: TraceContext | None) -> None:
         self.context = context
 
@@ -102,20 +104,18 @@ class Tracing(Protocol):
 class NoTracing:
     """Makes no spans; hands on the context of the caller."""
 
-    @contextmanager
-    def send(self, parent: TraceContext | None) -> Iterator[Sending]:
-        yield Sending(parent)
+    def send(self, parent: TraceContext | None) -> AbstractContextManager[Sending]:
+        return nullcontext(Sending(parent))
 
     def poll(
         self, started_ns: int, records: int, partitions: Iterable[int], error: Exception | None = None
     ) -> None:
         return None
 
-    @contextmanager
     def process(
         self, headers: Iterable[RecordHeaders], records: int, partitions: Iterable[int], parent: object
-    ) -> Iterator[None]:
-        yield
+    ) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing is left."""
