@@ -134,7 +134,11 @@ class TestBody:
             response = await gateway.publish(bomb, **{"content-encoding": "gzip"})
             assert (response.status_code, response.json()["code"]) == (413, "body_too_large")
 
-    @pytest.mark.parametrize("body", [gzip.compress(b"{}")[:-4], b"{}", gzip.compress(b"{}") + b"x"])
+    @pytest.mark.parametrize(
+        "body",
+        [gzip.compress(b"{}")[:-4], b"{}", gzip.compress(b"{}") + b"x"],
+        ids=["cut off", "not gzip", "with something behind"],
+    )
     async def test_broken_gzip_is_refused(self, body: bytes) -> None:
         async with running() as gateway:
             response = await gateway.publish(body, **{"content-encoding": "gzip"})
