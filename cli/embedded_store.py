@@ -40,7 +40,7 @@ class EmbeddedStore:
         self._log = log
         self._metrics = metrics
         self._settings = settings
-        database = DatabaseSettings.model_validate({"url": f"sqlite:///{path}"})
+        database = DatabaseSettings.sqlite(path)
         self._writer = open_engine(database, application_name="aggregator dev")
         self._reader = open_engine(database, application_name="aggregator dev", read_only=True)
         if migrations.current(self._writer) != migrations.head():

@@ -73,7 +73,7 @@ def _embedded(settings: Settings, directory: Path) -> tuple[Log, DatabaseSetting
                 f"there is no {path.name} in {directory}; name the directory that `aggregator dev` uses."
             )
     log = LocalLog(files[0], settings.local_log)
-    return log, DatabaseSettings.model_validate({"url": f"sqlite:///{files[1].resolve()}"})
+    return log, DatabaseSettings.sqlite(files[1].resolve())
 
 
 def _lines(report: Report, counts_only: bool) -> Iterator[str]:

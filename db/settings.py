@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -40,6 +42,11 @@ class DatabaseSettings(BaseModel):
     pool_recycle_seconds: int = Field(
         default=1800, ge=10, description="Age at which a connection is replaced (Postgres)."
     )
+
+    @classmethod
+    def sqlite(cls, path: Path) -> DatabaseSettings:
+        """The settings for a SQLite file, whatever its name."""
+        return cls.model_validate({"url": f"sqlite:///{quote(str(path))}"})
 
     @field_validator("url")
     @classmethod
