@@ -63,7 +63,7 @@ def show_letter(url: str, letter: int, *, as_json: bool) -> None:
         return
     conflict = found.pop("conflict")
     for name, value in found.items():
-        typer.echo(f"{name + ':':<20}{_text(value)}")
+        typer.echo(f"{name + ':':<21}{_text(value)}")
     if conflict is not None:
         typer.echo("differs from the stored event in:")
         for change in conflict["difference"]:
