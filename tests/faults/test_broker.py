@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.faults.stage import Stage
-from tests.support.processes import Process, wait_until
+from tests.support.processes import Process, wait_ready, wait_until
 from tests.support.tcp_proxy import Direction
 
 pytestmark = [pytest.mark.kafka, pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -129,6 +129,8 @@ def test_gateway_killed_mid_request_is_retried_safely(stage: Stage) -> None:
         stage.gateway.kill()
         stage.brokers.proxy.heal()
         stage.gateway = stage.role("gateway")
+        # Direct producers are acknowledged meanwhile, too.
+        wait_ready(stage.gateway, stage.deployment.gateway_url)
         stage.load.wait_for(300)
     stage.recovered()
     stage.finish()
