@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -19,6 +20,9 @@ import httpx
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
+_PORTS_FROM = 12_000
+_PORTS_EACH = 4_000
+_port_numbers = itertools.count(os.getpid())
 _T = TypeVar("_T")
 
 
@@ -99,11 +103,17 @@ def aggregator(
 
 
 def free_port() -> int:
-    """A port of the loopback address that nothing listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback address that nothing listens on.
+
+    Each process of a test run takes them from a stretch of its own, below those that the system gives to
+    outgoing connections: nobody else takes one before it is listened on.
+    """
+    first = _PORTS_FROM + _PORTS_EACH * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = first + next(_port_numbers) % _PORTS_EACH
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from cli.main import app
+from cli.data_directory import locked
+from cli.process import StartFailure
 from db.engine import open_engine
 from db.migrations import current
 from db.settings import DatabaseSettings
@@ -29,7 +29,8 @@ def test_the_store_is_where_it_was_said_whatever_the_name(name: str, tmp_path: P
 def test_a_directory_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    said = CliRunner().invoke(app, ["dev", "--port", "0", "--data-dir", str(tmp_path / "file" / "data")])
-
-    assert said.exit_code == 1
-    assert "cannot be used: Not a directory" in said.output
+    with (
+        pytest.raises(StartFailure, match="cannot be used: Not a directory"),
+        locked(tmp_path / "file" / "data"),
+    ):
+        pass
