@@ -43,6 +43,7 @@ docs: install-dev  ## write the generated reference pages anew
 lock:  ## resolve the dependencies anew (needs uv on the path)
 	$(LOCK) pyproject.toml -o requirements.lock >/dev/null
 	$(LOCK) --group build -c requirements.lock -o requirements-build.lock >/dev/null
+	$(LOCK) --group image -o deploy/requirements-uv.lock >/dev/null
 	$(LOCK) pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock >/dev/null
 
 clean:  ## remove the environment and everything built

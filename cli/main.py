@@ -180,13 +180,23 @@ def config_show(
 
 @app.command()
 def health(
-    url: Annotated[str, typer.Option(help="Base address of the process to ask.")] = "http://127.0.0.1:8080",
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="Base address of the process to ask, such as http://127.0.0.1:8080; without it, where the"
+            " settings let gateway, worker and admin listen is tried, in this order.",
+            show_default=False,
+        ),
+    ] = None,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask whether it is ready for work, not only whether it is alive.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for the answer.")] = 3.0,
 ) -> None:
     """Ask a running process whether it is alive; exit status 1 if not. For container health checks."""
     from cli.health import ask
 
-    ask(url, timeout)
+    ask(url, ready=ready, timeout=timeout)
 
 
 def main() -> None:
