@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final
 
 KAFKA_VERSION: Final = "4.3.1"
+TEST_JAVA: Final = ("-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+"""Small and quick to start; not for measuring."""
 _POM: Final = Path(__file__).with_name("kafka-pom.xml")
 _COPY: Final = "org.apache.maven.plugins:maven-dependency-plugin:3.9.0:copy-dependencies"
 _LOG4J: Final = """\
@@ -102,7 +104,7 @@ class KafkaBroker:
         cluster_id: str,
         advertised: str | None = None,
         settings: Mapping[str, str] | None = None,
-        java: Sequence[str] = ("-Xms256m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+        java: Sequence[str] = TEST_JAVA,
     ) -> None:
         """
         Args:
@@ -206,6 +208,11 @@ class KafkaBroker:
         atexit.unregister(self.kill)
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None, "the broker is not running"
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -241,7 +248,12 @@ class KafkaCluster:
         nodes: int = 1,
         settings: Mapping[str, str] | None = None,
         advertised: Mapping[int, str] | None = None,
+        java: Sequence[str] = TEST_JAVA,
     ) -> None:
+        """
+        Args:
+            java: options of each node's virtual machine.
+        """
         ports = free_ports(2 * nodes)
         controllers = dict(enumerate(ports[nodes:], start=1))
         cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -256,6 +268,7 @@ class KafkaCluster:
                 cluster_id=cluster_id,
                 advertised=(advertised or {}).get(node_id),
                 settings=settings,
+                java=java,
             )
             for node_id in controllers
         ]

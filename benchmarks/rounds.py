@@ -1,0 +1,114 @@
+"""Contestants measured side by side, round by round, in one run.
+
+What disturbs the machine for a while then disturbs all of them alike, and ratios stay meaningful where
+absolute figures are not.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Figures = Mapping[str, float]
+
+
+class LeftOut(Exception):
+    """A contestant cannot take part; the text says why, and what would have to be there."""
+
+
+class Contestant(Protocol):
+    """Something that is measured."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What it is, in which version, and what it was told; for the reader of the result."""
+
+    def prepare(self) -> None:
+        """Fetch and build what is needed. Raises LeftOut."""
+
+    def measure(self) -> Figures:
+        """Start it, measure once, stop it. Raises LeftOut if it does not do its job."""
+
+
+@dataclass
+class Outcome:
+    """What was measured of a contestant.
+
+    Attributes:
+        rounds: figures by name, one mapping for each round.
+        left_out: why it took no part, or not in all rounds.
+    """
+
+    name: str
+    settings: Mapping[str, str]
+    rounds: list[Figures] = field(default_factory=list)
+    left_out: str | None = None
+
+    def median(self, figure: str) -> float | None:
+        """None if it was never measured."""
+        values = [round_[figure] for round_ in self.rounds if figure in round_]
+        return statistics.median(values) if values else None
+
+    def spread(self, figure: str) -> float | None:
+        """Half the distance between the lowest and the highest, as a share of the median."""
+        values = [round_[figure] for round_ in self.rounds if figure in round_]
+        middle = statistics.median(values) if values else 0.0
+        return (max(values) - min(values)) / 2 / middle if middle else None
+
+    def as_json(self) -> dict[str, Any]:
+        names = {name: None for round_ in self.rounds for name in round_}
+        return {
+            "name": self.name,
+            "left_out": self.left_out,
+            "settings": dict(self.settings),
+            "median": {name: _rounded(self.median(name)) for name in names},
+            "rounds": [{name: _rounded(value) for name, value in round_.items()} for round_ in self.rounds],
+        }
+
+
+def run_rounds(contestants: Sequence[Contestant], rounds: int) -> list[Outcome]:
+    """Measure all of them in each round; each round begins with another one."""
+    outcomes = [Outcome(contestant.name, contestant.settings) for contestant in contestants]
+    for contestant, outcome in zip(contestants, outcomes, strict=True):
+        try:
+            contestant.prepare()
+        except LeftOut as error:
+            _leave_out(outcome, error)
+        # Versions may be known only now.
+        outcome.settings = contestant.settings
+    for number in range(rounds):
+        first = number % len(contestants)
+        for index in [*range(first, len(contestants)), *range(first)]:
+            contestant, outcome = contestants[index], outcomes[index]
+            if outcome.left_out is not None:
+                continue
+            say(f"round {number + 1} of {rounds}: {contestant.name} ...")
+            try:
+                figures = contestant.measure()
+            except LeftOut as error:
+                _leave_out(outcome, error)
+            else:
+                outcome.rounds.append(figures)
+                say("  " + ", ".join(f"{name} {value:,.6g}" for name, value in figures.items()))
+    return outcomes
+
+
+def say(text: str) -> None:
+    """Progress, for whoever watches; results go to the standard output."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def _leave_out(outcome: Outcome, error: LeftOut) -> None:
+    outcome.left_out = str(error)
+    say(f"{outcome.name} is left out: {error}")
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
