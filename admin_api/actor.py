@@ -7,6 +7,7 @@ from typing import Final
 
 from fastapi import Request
 
+from access.middleware import key_of
 from admin_api.route import parameter_problem
 
 ANONYMOUS: Final = "anonymous"
@@ -16,9 +17,14 @@ ActorOf = Callable[[Request], str]
 """Names whoever sent a request. The routes take it as given, so that it can come from a key."""
 
 
+def actor_of(request: Request) -> str:
+    """The name of the key the request was let in with; without keys, what it claims."""
+    key = key_of(request)
+    return claimed_actor(request) if key is None else key.name
+
+
 def claimed_actor(request: Request) -> str:
-    """What the header `X-Actor` says, or `anonymous`. A claim: as long as there are no keys, nobody checks
-    it.
+    """What the header `X-Actor` says, or `anonymous`. A claim: without keys nobody can check it.
 
     Raises:
         Problem: 422, for a name that is too long or holds control characters.

@@ -6,7 +6,8 @@ import datetime as dt
 
 from fastapi import APIRouter, FastAPI
 
-from admin_api.actor import ActorOf, claimed_actor
+from access.openapi import document_keys
+from admin_api.actor import ActorOf, actor_of
 from admin_api.audit_routes import audit_router
 from admin_api.dead_letter_office import DeadLetterOffice
 from admin_api.dead_letter_routes import dead_letter_router, replay_router
@@ -27,7 +28,7 @@ def admin_router(
     log: LogView,
     settings: AdminSettings,
     office: DeadLetterOffice,
-    actor_of: ActorOf = claimed_actor,
+    actor_of: ActorOf = actor_of,
 ) -> APIRouter:
     """Every route of the admin API but the health probes. The application it becomes part of needs
     `telemetry.http.install_problem_responses`.
@@ -74,4 +75,5 @@ def create_admin_app(
     app.include_router(admin_health_router(health))
     install_api_page(app)
     install_problem_responses(app, metrics=metrics or Metrics())
+    document_keys(app)
     return app

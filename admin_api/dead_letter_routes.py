@@ -19,6 +19,7 @@ from admin_api.parameters import (
     DeadLettersParameters,
     Parameters,
 )
+from admin_api.payload_scope import sees_payloads
 from admin_api.request_body import json_body
 from admin_api.route import READ_PROBLEMS, RETRY_AFTER_S, AdminRoute, json_answer
 from broker.errors import LogUnavailable, RecordTooLarge
@@ -69,7 +70,7 @@ def dead_letter_router(queries: DeadLetterQueries) -> APIRouter:
         response_model=schemas.DeadLetter,
         responses={**READ_PROBLEMS, **problem_responses(404)},
     )
-    def show_dead_letter(dead_letter_id: _Id, _: _NoParameters) -> Response:
+    def show_dead_letter(request: Request, dead_letter_id: _Id, _: _NoParameters) -> Response:
         """One dead letter with the original bytes of its record.
 
         A conflict is shown with both contents, the stored and the rejected one, and their difference.
@@ -77,17 +78,19 @@ def dead_letter_router(queries: DeadLetterQueries) -> APIRouter:
         letter = queries.show(dead_letter_id)
         if letter is None:
             raise UnknownDeadLetter
+        shown = sees_payloads(request)
         return json_answer(
             {
                 **msgspec.structs.asdict(letter.summary),
                 "record_timestamp_ms": letter.record_timestamp_ms,
                 "record_timestamp": letter.record_timestamp,
-                "key": letter.key,
-                "value": letter.value,
-                "headers": letter.headers,
-                "replayed_value": letter.replayed_value,
+                "key": letter.key if shown else None,
+                "value": letter.value if shown else None,
+                "headers": letter.headers if shown else None,
+                "replayed_value": letter.replayed_value if shown else None,
+                "redacted": not shown,
                 "children": letter.children,
-                "conflict": _conflict(letter),
+                "conflict": _conflict(letter) if shown else None,
             }
         )
 

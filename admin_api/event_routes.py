@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
@@ -15,6 +16,7 @@ from admin_api.cursor import decode_number, encode_cursor
 from admin_api.event_path import identity_in_path
 from admin_api.log_view import LogView
 from admin_api.parameters import EventFilterParameters, EventsParameters, Parameters
+from admin_api.payload_scope import redacted, redacted_page, sees_payloads
 from admin_api.route import READ_PROBLEMS, AdminRoute, json_answer
 from admin_api.whereabouts import unknown_event, waiting
 from db.event_queries import EventQueries, EventsPage
@@ -44,7 +46,7 @@ def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, ex
     router = APIRouter(tags=["events"], route_class=AdminRoute)
 
     @router.get("/events", response_model=schemas.EventsPage, responses=READ_PROBLEMS)
-    def list_events(given: Annotated[EventsParameters, Query()]) -> Response:
+    def list_events(request: Request, given: Annotated[EventsParameters, Query()]) -> Response:
         """Stored events, newest (last stored) first.
 
         Follow `next_cursor` until it is null to walk over all of them: the walk returns every event that was
@@ -54,6 +56,8 @@ def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, ex
         before = None if given.cursor is None else decode_number(given.cursor, _LISTING, chosen)
         page = queries.page(chosen, limit=given.limit, before=before, offset=given.offset or 0)
         following = None if page.next_before is None else encode_cursor(_LISTING, chosen, page.next_before)
+        if not sees_payloads(request):
+            page = redacted_page(page)
         return json_answer({"events": page.events, "count": len(page.events), "next_cursor": following})
 
     @router.get(
@@ -67,7 +71,7 @@ def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, ex
             **READ_PROBLEMS,
         },
     )
-    def export_events(given: Annotated[EventFilterParameters, Query()]) -> Response:
+    def export_events(request: Request, given: Annotated[EventFilterParameters, Query()]) -> Response:
         """All events of a filter as NDJSON, newest (last stored) first, streamed.
 
         If something fails on the way, the connection is cut before the end of the response: what arrives
@@ -76,7 +80,10 @@ def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, ex
         pages = queries.pages(given.chosen(), chunk=export_chunk)
         # Before the response starts, so that a database that is down still gives a problem document.
         first = next(pages)
-        return StreamingResponse(map(ndjson, chain([first], pages)), media_type="application/x-ndjson")
+        shown: Iterable[EventsPage] = chain([first], pages)
+        if not sees_payloads(request):
+            shown = map(redacted_page, shown)
+        return StreamingResponse(map(ndjson, shown), media_type="application/x-ndjson")
 
     @router.get(
         "/events/{topic:path}/{event_id:path}",
@@ -84,7 +91,9 @@ def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, ex
         responses={**READ_PROBLEMS, 404: {"model": ProblemDocument, "description": _UNKNOWN}},
     )
     async def show_event(
-        identity: Annotated[tuple[str, str], Depends(identity_in_path)], _: Annotated[Parameters, Query()]
+        request: Request,
+        identity: Annotated[tuple[str, str], Depends(identity_in_path)],
+        _: Annotated[Parameters, Query()],
     ) -> Response:
         """One event and its story: the verdict of every record seen for it that is still known.
 
@@ -104,6 +113,8 @@ def event_router(queries: EventQueries, stats: StatsQueries, log: LogView, *, ex
             story = await run_in_threadpool(queries.story, *identity)
             if story is None:
                 raise unknown_event(waiting(state, positions, *identity), state)
+        if story.event is not None and not sees_payloads(request):
+            story = msgspec.structs.replace(story, event=redacted(story.event))
         return json_answer(story)
 
     return router

@@ -40,8 +40,9 @@ class StoredEvent(_Schema):
     event_id: str = Field(examples=["order-1"])
     timestamp: dt.datetime = Field(description="When it occurred, in UTC.", examples=[_MOMENT])
     source: str = Field(examples=["shop"])
-    payload: dict[str, Any] = Field(
-        description="The JSON object as it was sent: key order and digits are kept.",
+    payload: dict[str, Any] | None = Field(
+        description="The JSON object as it was sent: key order and digits are kept. Null to a key without"
+        " leave to see payloads.",
         examples=[{"total": 12.50}],
     )
     stored_at: dt.datetime = Field(examples=[_MOMENT])
@@ -315,6 +316,10 @@ class DeadLetter(DeadLetterSummary):
     key: OriginalBytes | None
     value: OriginalBytes | None
     headers: list[Header] | None = Field(description="In their order; null if they cannot be read.")
+    redacted: bool = Field(
+        description="Whether the key may not see payloads; then key, value, headers, replayed_value and"
+        " conflict are null, whatever they are."
+    )
     replayed_value: OriginalBytes | None = Field(
         description="What the last replay sent in place of the value, if it was edited."
     )

@@ -39,6 +39,12 @@ class AdminSettings(BaseModel):
         description="Seconds to wait for the log to acknowledge a replayed record; after that its outcome is"
         " unknown, and it may be replayed again.",
     )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between not being ready any more and closing the port, when the process is"
+        " stopped: as long as whatever sends it requests may take to notice.",
+    )
     shutdown_grace_seconds: float = Field(
         10.0, gt=0, description="Seconds that requests in flight have to finish when the process is stopped."
     )

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from cli.key_header import key_header
+
 _UNREACHABLE = (
     "{url} does not answer ({error}). Is that the admin API's address? `aggregator admin` listens on port"
     " 8081 by default, `aggregator dev` on port 8080: name it with --url."
@@ -25,14 +27,17 @@ class AdminClient:
 
     Args:
         url: its base address.
+        key: of a viewer or operator, where the API has keys.
         timeout: seconds to wait for an answer.
     """
 
-    def __init__(self, url: str, *, timeout: float = 60.0) -> None:
+    def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0) -> None:
         self._url = url
         try:
             self._client = httpx.Client(
-                base_url=url, timeout=timeout, headers={b"x-actor": _operator().encode()}
+                base_url=url,
+                timeout=timeout,
+                headers={b"x-actor": _operator().encode()} | key_header(key),
             )
         except httpx.InvalidURL as error:
             raise AdminError(f"{url!r} is no address: {error}.") from None

@@ -13,10 +13,11 @@ from typing import Any, Final
 import typer
 
 from cli.admin_client import AdminClient, AdminError
+from cli.settings import settings_or_exit
+from cli.table import print_table
 
 _POLL_S: Final = 0.3
 _PATH: Final = "/dead-letters"
-_CELL: Final = 60
 
 
 def list_letters(url: str, *, limit: int, as_json: bool, **chosen: str | None) -> None:
@@ -27,7 +28,7 @@ def list_letters(url: str, *, limit: int, as_json: bool, **chosen: str | None) -
         print(json.dumps(page))
         return
     columns = ("id", "status", "reason", "topic", "event_id", "parent_id", "created_at", "error")
-    _table(columns, [[one[name] for name in columns] for one in page["dead_letters"]])
+    print_table(columns, [[one[name] for name in columns] for one in page["dead_letters"]])
     if page["next_cursor"] is not None:
         typer.echo(
             f"There are more than these {page['count']}; raise --limit or narrow the filter.", err=True
@@ -51,7 +52,7 @@ def group_letters(url: str, *, as_json: bool, **chosen: str | None) -> None:
         ]
         for one in groups
     ]
-    _table(("reason", "count", "statuses", "oldest", "newest"), rows)
+    print_table(("reason", "count", "statuses", "oldest", "newest"), rows)
 
 
 def show_letter(url: str, letter: int, *, as_json: bool) -> None:
@@ -134,7 +135,7 @@ def act_on_all(
 def _asking(url: str) -> Iterator[AdminClient]:
     """A client; what goes wrong is told as a sentence, and ends the process with status 1."""
     try:
-        with AdminClient(url) as admin:
+        with AdminClient(url, key=settings_or_exit().client.secret()) as admin:
             yield admin
     except AdminError as error:
         typer.echo(f"aggregator: {error}", err=True)
@@ -196,17 +197,3 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print aligned columns, never cut to a terminal's width: ids have to be readable in a pipe, too."""
-    cells = [[_printable("" if value is None else str(value)) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    for line in (columns, *cells):
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _printable(cell: str) -> str:
-    """Names are chosen by producers: nothing of them may steer the terminal."""
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in cell)
-    return shown if len(shown) <= _CELL else shown[: _CELL - 1] + "…"

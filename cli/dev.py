@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 import typer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from access.keyring import Keyring
+from access.middleware import guard
 from broker.local import LOCAL_TOPIC, LocalLog
+from cli.access import keyring_for
 from cli.data_directory import locked
 from cli.http_server import bind, serve
 from cli.imports import quick_imports
@@ -26,6 +29,7 @@ from cli.tracing import tracing
 from ingest_api.app import create_gateway_app
 from ingest_api.gateway import Gateway
 from ingest_api.metrics import GatewayMetrics
+from ingest_api.permit import Permits
 from telemetry.metrics import Metrics
 from telemetry.tracing import Tracing
 
@@ -38,9 +42,10 @@ def run_dev(host: str, port: int, data_dir: Path, *, ephemeral: bool) -> None:
     settings = settings_or_exit()
 
     async def main(stop: asyncio.Event) -> None:
+        keyring = keyring_for(settings.keys, host)
         with _directory(data_dir, ephemeral) as directory, locked(directory):
             async with tracing("aggregator-dev", LOCAL_TOPIC) as tracer:
-                await _Embedded(settings, directory, tracer, ephemeral).run(host, port, stop)
+                await _Embedded(settings, directory, tracer, keyring, ephemeral).run(host, port, stop)
 
     run_process("aggregator-dev", settings.log, main)
 
@@ -57,15 +62,22 @@ def _directory(data_dir: Path, ephemeral: bool) -> Iterator[Path]:
 class _Embedded:
     """All roles on one data directory."""
 
-    def __init__(self, settings: Settings, directory: Path, tracer: Tracing, ephemeral: bool) -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, tracer: Tracing, keyring: Keyring | None, ephemeral: bool
+    ) -> None:
         self._settings = settings
         self._tracer = tracer
         self._directory = directory
+        self._keyring = keyring
         self._ephemeral = ephemeral
         self._log = LocalLog(directory / "log.db", settings.local_log, topic=LOCAL_TOPIC)
         self._metrics = Metrics(settings.telemetry)
         self._gateway = Gateway(
-            self._log.producer(), settings.ingest, metrics=GatewayMetrics(self._metrics), tracing=tracer
+            self._log.producer(),
+            settings.ingest,
+            metrics=GatewayMetrics(self._metrics),
+            tracing=tracer,
+            permits=Permits(keyring),
         )
 
     async def run(self, host: str, port: int, stop: asyncio.Event) -> None:
@@ -78,6 +90,9 @@ class _Embedded:
         listening, worker_stop = asyncio.Event(), asyncio.Event()
         working = asyncio.create_task(self._work(listening, opened, worker_stop), name="store and worker")
 
+        gateway_app = create_gateway_app(self._gateway, log_level="debug")
+        guard(gateway_app, self._keyring)
+
         def on_listening() -> None:
             typer.echo(self._greeting(address))
             listening.set()
@@ -86,7 +101,7 @@ class _Embedded:
         working.add_done_callback(lambda _: stop.set())
         try:
             await serve(
-                _GatewayFirst(create_gateway_app(self._gateway, log_level="debug"), opened),
+                _GatewayFirst(gateway_app, opened),
                 listener,
                 stop,
                 on_listening=on_listening,
@@ -109,7 +124,9 @@ class _Embedded:
         try:
             store = await asyncio.to_thread(self._open_store)
             await store.office.start()
-            opened.set_result(store.app(self._gateway))
+            app = store.app(self._gateway)
+            guard(app, self._keyring)
+            opened.set_result(app)
         except BaseException:
             opened.cancel()
             raise
@@ -132,6 +149,7 @@ class _Embedded:
             if self._ephemeral
             else "kept when this ends; --ephemeral would discard it"
         )
+        key = "" if self._keyring is None else "-H 'authorization: Bearer YOUR-INGEST-KEY' "
         return f"""
 Event aggregator, embedded: gateway, worker and admin API in this process.
 
@@ -143,7 +161,7 @@ Event aggregator, embedded: gateway, worker and admin API in this process.
 
 Paste this into another terminal:
 
-  curl {address}/publish -H 'content-type: application/json' -d '{{"topic": "orders", "event_id": "1", \
+  curl {address}/publish {key}-H 'content-type: application/json' -d '{{"topic": "orders", "event_id": "1", \
 "timestamp": "2026-01-31T12:00:00Z", "source": "shop", "payload": {{"total": 7}}}}'
 
 Ctrl-C stops it.

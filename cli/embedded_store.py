@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from access.openapi import document_keys
 from admin_api.app import admin_router
 from admin_api.dead_letter_office import DeadLetterOffice
 from admin_api.log_view import LogView
@@ -83,6 +84,7 @@ class EmbeddedStore:
         install_api_page(app)
         # On a developer's screen one line per batch says it all; failures are still told.
         install_problem_responses(app, log_level="debug", metrics=self._metrics)
+        document_keys(app)
         return app
 
     def metrics(self) -> AbstractAsyncContextManager[None]:

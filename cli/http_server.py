@@ -62,15 +62,22 @@ async def serve(
     on_listening: Callable[[], None],
     on_stopping: Callable[[], None],
     grace_seconds: float,
+    on_leaving: Callable[[], None] = lambda: None,
+    delay_seconds: float = 0.0,
 ) -> None:
     """Serve until `stop` is set, then finish the requests in flight, at most `grace_seconds`.
 
-    `on_stopping` runs first, while the server still answers, so that readiness fails before the door closes.
+    `on_leaving` runs as soon as it is set; `delay_seconds` later, `on_stopping`, and the door closes. In
+    between everything is answered as before, but for readiness: whoever sends requests here has that long to
+    notice.
     """
     server = _Server(app, grace_seconds, on_listening)
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http server")
     stopping = asyncio.create_task(stop.wait(), name="wait for stop")
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    on_leaving()
+    if delay_seconds:
+        await asyncio.wait({serving}, timeout=delay_seconds)
     on_stopping()
     server.should_exit = True
     stopping.cancel()

@@ -9,6 +9,7 @@ import typer
 
 from cli.dead_letter_commands import commands as dead_letter_commands
 from cli.imports import quick_imports
+from cli.key_commands import commands as key_commands
 from cli.send import send_command
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.add_typer(retention_commands, name="retention")
 app.add_typer(topic_commands, name="topics")
 app.add_typer(config_commands, name="config")
 app.add_typer(dead_letter_commands, name="dead-letters")
+app.add_typer(key_commands, name="keys")
 
 
 @app.command()

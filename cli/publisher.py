@@ -13,6 +13,8 @@ from typing import Final, Self
 import httpx
 import msgspec
 
+from cli.key_header import key_header
+
 _TAKEN_STATUS: Final = frozenset({200, 207})
 _RETRIED_STATUS: Final = frozenset({408, 429, 502, 503, 504})
 _FIRST_PAUSE: Final = 0.1
@@ -44,6 +46,7 @@ class Publisher:
 
     Args:
         url: the gateway's address, without a path.
+        key: an ingest key, where the gateway has keys.
         connections: how many batches are sent at a time.
         retry_for: seconds for which a batch is tried again when the gateway is unreachable, full or asks to
             wait.
@@ -61,6 +64,7 @@ class Publisher:
         *,
         connections: int,
         retry_for: float,
+        key: str | None = None,
         random: Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,7 +77,7 @@ class Publisher:
         self._client = httpx.AsyncClient(
             timeout=_TIMEOUT,
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            headers={"content-type": "application/json"},
+            headers={b"content-type": b"application/json"} | key_header(key),
             # A proxy named in the environment is not meant for this machine itself.
             trust_env=httpx.URL(self.url).host not in _LOOPBACK,
         )

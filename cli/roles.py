@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import structlog
 
 from broker.kafka import KafkaLog
+from cli.access import keyring_for
 from cli.http_server import bind, serve
 from cli.process import once_available, run_process
 from cli.settings import Settings, settings_or_exit
@@ -26,24 +27,35 @@ def run_gateway() -> None:
     settings = settings_or_exit()
 
     async def main(stop: asyncio.Event) -> None:
+        from access.middleware import guard
         from ingest_api.app import create_gateway_app
         from ingest_api.gateway import Gateway
         from ingest_api.metrics import GatewayMetrics
+        from ingest_api.permit import Permits
 
         ingest = settings.ingest
         log = KafkaLog(settings.require_kafka())
+        keyring = keyring_for(settings.keys, ingest.host)
         listener = bind(ingest.host, ingest.port)
         async with tracing("aggregator-gateway", log.topic) as tracer:
             gateway = Gateway(
-                log.producer(), ingest, metrics=GatewayMetrics(Metrics(settings.telemetry)), tracing=tracer
+                log.producer(),
+                ingest,
+                metrics=GatewayMetrics(Metrics(settings.telemetry)),
+                tracing=tracer,
+                permits=Permits(keyring),
             )
+            app = create_gateway_app(gateway)
+            guard(app, keyring)
             await gateway.start()
             try:
                 await serve(
-                    create_gateway_app(gateway),
+                    app,
                     listener,
                     stop,
                     on_listening=lambda: _log.info("listening", host=ingest.host, port=ingest.port),
+                    on_leaving=gateway.begin_leave,
+                    delay_seconds=ingest.drain_delay_seconds,
                     on_stopping=gateway.begin_drain,
                     grace_seconds=ingest.shutdown_grace_seconds,
                 )
@@ -87,6 +99,7 @@ def run_admin() -> None:
     settings = settings_or_exit()
 
     async def main(stop: asyncio.Event) -> None:
+        from access.middleware import guard
         from admin_api.app import create_admin_app
         from admin_api.dead_letter_office import DeadLetterOffice
         from admin_api.health import AdminHealth
@@ -99,6 +112,7 @@ def run_admin() -> None:
             _store(settings, "aggregator admin", read_only=True) as engine,
             _store(settings, "aggregator admin (writing)") as writer,
         ):
+            keyring = keyring_for(settings.keys, admin.host)
             listener = bind(admin.host, admin.port)
             await _require_schema(engine, stop)
             queries = StoreQueries.of(
@@ -110,14 +124,18 @@ def run_admin() -> None:
                 writer, log.producer(), queries, view, publish_timeout=admin.publish_timeout_seconds
             )
             metrics = Metrics(settings.telemetry)
+            app = create_admin_app(queries, view, admin, health, office, metrics)
+            guard(app, keyring)
             await office.start()
             try:
                 async with store_metrics(metrics, engine, writer):
                     await serve(
-                        create_admin_app(queries, view, admin, health, office, metrics),
+                        app,
                         listener,
                         stop,
                         on_listening=lambda: _log.info("listening", host=admin.host, port=admin.port),
+                        on_leaving=health.begin_drain,
+                        delay_seconds=admin.drain_delay_seconds,
                         on_stopping=health.begin_drain,
                         grace_seconds=admin.shutdown_grace_seconds,
                     )

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
@@ -38,6 +38,7 @@ class SendOptions:
         seed: makes made-up events and the choice of copies repeatable.
         rate: events per second at most; None for no limit.
         retry_for: seconds for which a batch is tried again.
+        key: an ingest key, where the gateway has keys.
     """
 
     file: Path | None = None
@@ -49,6 +50,7 @@ class SendOptions:
     rate: float | None = None
     concurrency: int = 4
     retry_for: float = 60.0
+    key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ async def send(options: SendOptions, console: Console) -> SendSummary:
     from cli.publisher import Publisher
 
     summary = SendSummary(seed=options.seed)
-    publisher = Publisher(options.url, connections=options.concurrency, retry_for=options.retry_for)
+    publisher = Publisher(
+        options.url, connections=options.concurrency, retry_for=options.retry_for, key=options.key
+    )
     started = time.monotonic()
     with _opened(options) as file, _progress(options, file, console) as show:
         async with publisher:
@@ -277,6 +281,7 @@ def send_command(
     from rich.console import Console
 
     from cli.send_summary import complaints, print_table
+    from cli.settings import settings_or_exit
 
     if (file is None) == (generate is None):
         raise typer.BadParameter("name a file, - for standard input, or --generate N: exactly one of them.")
@@ -293,6 +298,7 @@ def send_command(
         rate=rate,
         concurrency=concurrency,
         retry_for=retry_for,
+        key=settings_or_exit().client.secret(),
     )
     notes = Console(stderr=True)
     summary = asyncio.run(send(options, notes))

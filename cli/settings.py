@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import typer
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -16,6 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from access.settings import KeysSettings
 from admin_api.settings import AdminSettings
 from broker.settings import KafkaSettings, LocalLogSettings
 from db.settings import DatabaseSettings, RetentionSettings
@@ -50,6 +51,22 @@ class _Environment(EnvSettingsSource):
         return variables
 
 
+class ClientSettings(BaseModel):
+    """What the commands that call a gateway or an admin API need."""
+
+    model_config = {"frozen": True, "extra": "forbid"}
+
+    key: SecretStr | None = Field(
+        None,
+        description="The key that `aggregator send` (an ingest key) or `aggregator dead-letters` (of a viewer"
+        " or operator) sends along.",
+    )
+
+    def secret(self) -> str | None:
+        """The key itself."""
+        return None if self.key is None else self.key.get_secret_value()
+
+
 class LogOutputSettings(BaseModel):
     """What the process says about itself."""
 
@@ -79,6 +96,8 @@ class Settings(BaseSettings):
     retention: RetentionSettings = Field(
         RetentionSettings(), description="How long events and identities are kept."
     )
+    keys: KeysSettings = Field(KeysSettings(), description="Keys, of every process that listens.")
+    client: ClientSettings = Field(ClientSettings(), description="Commands that are clients.")
     telemetry: TelemetrySettings = Field(TelemetrySettings(), description="Metrics, of every process.")
     log: LogOutputSettings = Field(LogOutputSettings(), description="The process's own log lines.")
 

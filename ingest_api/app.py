@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
+from access.openapi import document_keys
 from ingest_api.gateway import Gateway
 from ingest_api.routes import publish_router
 from telemetry.api_page import install_api_page
@@ -36,6 +37,7 @@ def create_gateway_app(
     app.include_router(health_router(gateway.readiness))
     install_api_page(app)
     install_problem_responses(app, log_level=log_level, metrics=gateway.metrics.process)
+    document_keys(app)
     return app
 
 

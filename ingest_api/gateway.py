@@ -26,7 +26,8 @@ from events.errors import InvalidCode, InvalidEvent
 from events.event import log_key
 from ingest_api.body import InFlight
 from ingest_api.metrics import GatewayMetrics
-from ingest_api.refusal import EventError, Reason, Refused, Rejected
+from ingest_api.permit import Permit, Permits
+from ingest_api.refusal import TOPIC_NOT_ALLOWED, EventError, Reason, Refused, Rejected
 from ingest_api.settings import IngestSettings
 from telemetry.health import Readiness
 from telemetry.metrics import Metrics
@@ -60,7 +61,11 @@ class Accepted(msgspec.Struct, frozen=True):
 class _State(StrEnum):
     STARTING = "starting"
     READY = "ready"
+    LEAVING = "leaving"
     DRAINING = "draining"
+
+
+_TAKES_REQUESTS: Final = frozenset({_State.READY, _State.LEAVING})
 
 
 class Gateway:
@@ -77,6 +82,7 @@ class Gateway:
         *,
         metrics: GatewayMetrics | None = None,
         tracing: Tracing | None = None,
+        permits: Permits | None = None,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self.settings = settings
@@ -84,6 +90,7 @@ class Gateway:
         self._producer = producer
         self.metrics = metrics or GatewayMetrics(Metrics())
         self.metrics.follow_in_flight(lambda: producer.in_flight)
+        self.permits = permits or Permits()
         self._tracing = tracing or NoTracing()
         self._now = now
         self._state = _State.STARTING
@@ -112,6 +119,17 @@ class Gateway:
             self._connected = True
         if self._state is _State.STARTING:
             self._state = _State.READY
+
+    def begin_leave(self) -> None:
+        """Stop being ready, and ask clients to connect anew for their next request; take requests as before.
+        Idempotent."""
+        if self._state is not _State.DRAINING:
+            self._state = _State.LEAVING
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether a connection should be closed once its request is answered."""
+        return self._state is _State.LEAVING
 
     def begin_drain(self) -> None:
         """Stop being ready and refuse new requests; those in flight go on. Idempotent."""
@@ -150,25 +168,28 @@ class Gateway:
 
     def require_ready(self) -> None:
         """Raise Refused (`draining`) unless requests are taken."""
-        if self._state is not _State.READY:
+        if self._state not in _TAKES_REQUESTS:
             raise Refused(
                 Reason.DRAINING, f"The gateway is {self._state.value} and takes no requests; send it again."
             )
 
-    async def publish(self, body: bytes, *, trace: TraceContext | None = None) -> Accepted:
+    async def publish(
+        self, body: bytes, *, permit: Permit | None = None, trace: TraceContext | None = None
+    ) -> Accepted:
         """Publish the events of a body: one event, or an array of them.
 
         Returns only after the log has acknowledged every valid event. An invalid event does not keep the
         others from being published.
 
         Args:
+            permit: of its sender; None lets everything be published.
             trace: of the request; the records carry it, or that of the span it is the parent of.
 
         Raises:
             Refused: with the reason; for all but the log's reasons nothing was published.
         """
         with self._tracing.send(trace) as sending:
-            records, rejected = await self._decode(body, sending.context)
+            records, rejected = await self._decode(body, permit, sending.context)
             if rejected.count:
                 self.metrics.rejected(rejected)
             if not records:
@@ -178,8 +199,12 @@ class Gateway:
         self.metrics.accepted(records)
         return Accepted(accepted=len(records), rejected=rejected)
 
-    async def _decode(self, body: bytes, trace: TraceContext | None) -> tuple[list[NewRecord], Rejected]:
+    async def _decode(
+        self, body: bytes, permit: Permit | None, trace: TraceContext | None
+    ) -> tuple[list[NewRecord], Rejected]:
         limit = self.settings.max_events
+        if permit is not None:
+            permit.take_bytes(len(body))
         try:
             raw_events = split_events(body, limit)
         except InvalidEvent as error:
@@ -189,6 +214,8 @@ class Gateway:
                 Reason.TOO_MANY_EVENTS,
                 f"The request has more than {limit:,} events. Send them in several requests.",
             )
+        if permit is not None:
+            permit.take_events(len(raw_events))
         headers = self._headers(trace)
         records: list[NewRecord] = []
         rejected = Rejected()
@@ -204,6 +231,10 @@ class Gateway:
                 if reason is not None:
                     raise Refused(reason, f"Event {index:,}: {error.message}") from None
                 rejected.add(EventError(index, error.event_id, error.code, error.message))
+                continue
+            barred = permit and permit.topic_error(index, event.topic, event.event_id)
+            if barred:
+                rejected.add(barred)
             else:
                 records.append(NewRecord(log_key(event.topic, event.event_id), raw, headers))
         return records, rejected
@@ -257,10 +288,12 @@ class Gateway:
 def _none_acceptable(rejected: Rejected) -> Refused:
     if not rejected.count:
         return Refused(Reason.SCHEMA, "The array is empty; send at least one event.")
-    codes = {error.code for error in rejected.errors}
+    codes = set(rejected.codes)
     first = rejected.errors[0].message
     if codes == {InvalidCode.TOO_LARGE}:
         return Refused(Reason.EVENT_TOO_LARGE, first, rejected=rejected)
+    if codes == {TOPIC_NOT_ALLOWED}:
+        return Refused(Reason.TOPIC_NOT_ALLOWED, first, rejected=rejected)
     message = (
         first if rejected.count == 1 else f"None of the {rejected.count:,} events is valid. First: {first}"
     )

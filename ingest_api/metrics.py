@@ -9,7 +9,7 @@ from time import perf_counter
 from broker.errors import BrokerError
 from broker.ports import NewRecord
 from events.errors import InvalidCode
-from ingest_api.refusal import Reason, Rejected
+from ingest_api.refusal import TOPIC_NOT_ALLOWED, Reason, Rejected
 from telemetry import metric_names as names
 from telemetry.instruments import Counter, Histogram
 from telemetry.metrics import Metrics
@@ -22,7 +22,7 @@ class GatewayMetrics:
         self.process = process
         self._accepted = process.counter(names.EVENTS_ACCEPTED)
         self._rejected = process.counter(names.EVENTS_REJECTED)
-        self._rejected.declare(InvalidCode)
+        self._rejected.declare([*InvalidCode, TOPIC_NOT_ALLOWED])
         self._refused = process.counter(names.REQUESTS_REFUSED)
         self._refused.declare(Reason)
         self._sizes = process.histogram(names.EVENT_SIZE)

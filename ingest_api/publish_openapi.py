@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -40,6 +40,12 @@ _DETAILS: Final[dict[Reason, str]] = {
     Reason.UNSUPPORTED_CONTENT_ENCODING: "Send the body as it is or with content-encoding: gzip.",
     Reason.SCHEMA: "The body must be one event (an object) or an array of events.",
     Reason.NO_EVENT_ACCEPTABLE: "`source` is missing.",
+    Reason.KEY_MISSING: "A key is needed: send it in the header `Authorization: Bearer KEY`.",
+    Reason.KEY_NOT_VALID: "The key is not one of ours.",
+    Reason.ROLE_NOT_ALLOWED: "This key reads; to publish, use an ingest key.",
+    Reason.TOPIC_NOT_ALLOWED: "This key may not publish to this topic.",
+    Reason.QUOTA_EXCEEDED: "This key may send 1,000 events per second, and has. Nothing of this request was"
+    " accepted; send it again after the time in Retry-After.",
     Reason.OVERLOADED: "The gateway holds as many requests as it may at the moment. Nothing of this request"
     " was accepted; send it again later.",
     Reason.DRAINING: "The gateway is draining and takes no requests; send it again.",
@@ -49,10 +55,14 @@ _DETAILS: Final[dict[Reason, str]] = {
 }
 _WHEN: Final = {
     400: "The body is not JSON, or not UTF-8. Nothing was accepted.",
+    401: "There is no key, or it is not a valid one. Nothing was accepted. Only where the gateway has keys.",
+    403: "The key is not for publishing, or for none of these topics; or, without keys, the request was meant"
+    " for another host or sent by a web page. Nothing was accepted.",
     408: "The body did not arrive in time. Nothing was accepted.",
     413: "The body, its number of events, or every event in it is over a limit.",
     415: "The content type or encoding is not taken. Nothing was accepted.",
     422: "No event is acceptable; `errors` says why, for each.",
+    429: "The quota of the key is used up for the moment. Nothing was accepted.",
     503: "The gateway or the log takes no more at the moment, or the log did not acknowledge. Some events may"
     " be in the log: sending all of them again with the same ids is always safe.",
 }
@@ -63,7 +73,7 @@ class EventErrorDocument(BaseModel):
 
     index: int = Field(description="Its place in the request, from 0.")
     event_id: str | None = Field(description="Its id, where that could be read.")
-    code: InvalidCode = Field(description="The rule it breaks.")
+    code: InvalidCode | Literal["topic_not_allowed"] = Field(description="The rule it breaks.")
     message: str = Field(description="What is wrong with it, for people.")
 
 
@@ -187,7 +197,7 @@ def _problem_answer(status: int) -> dict[str, Any]:
             }
         },
     }
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         answer["headers"] = {
             "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait before a retry."}
         }

@@ -21,6 +21,11 @@ class Reason(StrEnum):
     UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
     UNSUPPORTED_CONTENT_ENCODING = "unsupported_content_encoding"
     READ_TIMEOUT = "read_timeout"
+    KEY_MISSING = "key_missing"
+    KEY_NOT_VALID = "key_not_valid"
+    ROLE_NOT_ALLOWED = "role_not_allowed"
+    TOPIC_NOT_ALLOWED = "topic_not_allowed"
+    QUOTA_EXCEEDED = "quota_exceeded"
     OVERLOADED = "overloaded"
     DRAINING = "draining"
     LOG_FULL = "log_full"
@@ -31,6 +36,10 @@ class Reason(StrEnum):
 STATUS: Final[dict[Reason, int]] = {
     Reason.INVALID_ENCODING: 400,
     Reason.INVALID_JSON: 400,
+    Reason.KEY_MISSING: 401,
+    Reason.KEY_NOT_VALID: 401,
+    Reason.ROLE_NOT_ALLOWED: 403,
+    Reason.TOPIC_NOT_ALLOWED: 403,
     Reason.READ_TIMEOUT: 408,
     Reason.EVENT_TOO_LARGE: 413,
     Reason.BODY_TOO_LARGE: 413,
@@ -39,6 +48,7 @@ STATUS: Final[dict[Reason, int]] = {
     Reason.UNSUPPORTED_CONTENT_ENCODING: 415,
     Reason.SCHEMA: 422,
     Reason.NO_EVENT_ACCEPTABLE: 422,
+    Reason.QUOTA_EXCEEDED: 429,
     Reason.OVERLOADED: 503,
     Reason.DRAINING: 503,
     Reason.LOG_FULL: 503,
@@ -52,6 +62,9 @@ CLOSES_CONNECTION: Final = frozenset({Reason.READ_TIMEOUT, Reason.DRAINING})
 
 MAX_LISTED_ERRORS: Final = 1_000
 """Most events whose error is spelled out in one answer; the rest are counted."""
+
+TOPIC_NOT_ALLOWED: Final = "topic_not_allowed"
+"""The code of an event whose topic is not one of the key's."""
 
 
 class EventError(msgspec.Struct, frozen=True, gc=False):
@@ -92,10 +105,19 @@ class Refused(Exception):
         reason: decides the status.
         message: a sentence for the sender.
         rejected: the events' errors where that is what the reason is about.
+        retry_after: seconds the sender has to wait, where the reason says how long.
     """
 
-    def __init__(self, reason: Reason, message: str, *, rejected: Rejected | None = None) -> None:
+    def __init__(
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        rejected: Rejected | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.rejected = rejected
+        self.retry_after = retry_after

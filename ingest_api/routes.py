@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from ingest_api.body import read_body
 from ingest_api.gateway import Accepted, Gateway
 from ingest_api.publish_openapi import publish_operation
-from ingest_api.refusal import CLOSES_CONNECTION, STATUS, Refused, Rejected
+from ingest_api.refusal import CLOSES_CONNECTION, STATUS, Reason, Refused, Rejected
 from telemetry.http import Problem
 from telemetry.tracing import TraceContext
 
@@ -43,13 +43,17 @@ def publish_router(gateway: Gateway) -> APIRouter:
         try:
             gateway.require_ready()
             headers = request.headers
+            permit = gateway.permits.of(headers.get("authorization"))
             with gateway.in_flight.request() as reservation:
                 body = await read_body(request.receive, headers, reservation, gateway.settings)
-                answer = await gateway.publish(body, trace=_trace_context(headers))
+                answer = await gateway.publish(body, permit=permit, trace=_trace_context(headers))
         except Refused as refused:
             gateway.metrics.refused(refused.reason)
             raise _problem(refused, gateway.settings.retry_after_seconds) from refused.__cause__
-        return _answer(answer)
+        response = _answer(answer)
+        if gateway.is_leaving:
+            response.headers["connection"] = "close"
+        return response
 
     return router
 
@@ -87,11 +91,18 @@ def _rejected(rejected: Rejected) -> dict[str, Any]:
 
 def _problem(refused: Refused, retry_after: float) -> Problem:
     status = STATUS[refused.reason]
+    wait = retry_after if status == 503 else refused.retry_after
     return Problem(
         status,
         refused.reason.value,
         refused.message,
-        retry_after=retry_after if status == 503 else None,
-        headers={"connection": "close"} if refused.reason in CLOSES_CONNECTION else None,
+        retry_after=wait,
+        headers=_headers(refused.reason, status),
         extra=_rejected(refused.rejected) if refused.rejected is not None else None,
     )
+
+
+def _headers(reason: Reason, status: int) -> dict[str, str] | None:
+    if status == 401:
+        return {"www-authenticate": "Bearer"}
+    return {"connection": "close"} if reason in CLOSES_CONNECTION else None

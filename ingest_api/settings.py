@@ -30,6 +30,12 @@ class IngestSettings(BaseModel):
     retry_after_seconds: float = Field(
         1.0, gt=0, description="Seconds a refused client is asked to wait (503)."
     )
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds between not being ready any more and closing the port, when the process is"
+        " stopped: as long as whatever sends it requests may take to notice.",
+    )
     shutdown_grace_seconds: float = Field(
         22.0, gt=0, description="Seconds that requests in flight have to finish when the gateway is stopped."
     )

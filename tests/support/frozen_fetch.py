@@ -26,12 +26,16 @@ class FreezingFetcher(Fetcher):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **options: Any) -> None:
         FreezingFetcher.made += 1
         self._freezes = FreezingFetcher.made <= _to_freeze
+        self._has_fetched = False
         super().__init__(*arguments, **options)
 
     async def _proc_fetch_request(self, *arguments: Any) -> Any:
-        if self._freezes and self._records:
+        if self._freezes and self._has_fetched:
             await asyncio.Event().wait()
-        return await super()._proc_fetch_request(*arguments)
+        answer = await super()._proc_fetch_request(*arguments)
+        # Before the worker can take them: this is the first moment it could be told.
+        self._has_fetched = self._has_fetched or bool(self._records)
+        return answer
 
 
 if __name__ == "__main__":

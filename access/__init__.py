@@ -1,0 +1,1 @@
+"""Who may do what: keys, their limits, and what stands in for them where there are none."""
