@@ -21,7 +21,7 @@ def unavailable(what: str, reason: str) -> NoReturn:
 
     Args:
         what: a name for `AGGREGATOR_TEST_REQUIRE`: kafka, postgres, kcat, confluent-kafka, docker, data,
-            chromium, promtool.
+            chromium, promtool, helm.
         reason: a sentence that says why it is missing, and how to provide it.
     """
     if what in required():
