@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -203,4 +204,6 @@ def health(
 
 def main() -> None:
     """Entry point of the `aggregator` script."""
+    # What libraries log is for processes that say where to; a command tells its errors itself.
+    logging.getLogger().addHandler(logging.NullHandler())
     app()

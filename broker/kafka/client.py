@@ -36,15 +36,39 @@ _READ_COMMITTED: Final = 1
 
 
 class LogClient(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's client with three differences.
+    """aiokafka's client with four differences.
 
-    It never asks a broker to create a topic. When no broker it knows answers, it goes back to the bootstrap
-    servers, so a cluster that moved meanwhile is found again. And its connections are LogConnections.
+    It says why no bootstrap server can be used. It never asks a broker to create a topic. When no broker it
+    knows answers, it goes back to the bootstrap servers, so a cluster that moved meanwhile is found again.
+    And its connections are LogConnections.
     """
 
     async def bootstrap(self) -> None:
-        with lost_transport():
-            await super().bootstrap()
+        """Raises KafkaError."""
+        try:
+            with lost_transport():
+                await super().bootstrap()
+        except KafkaConnectionError as error:
+            reason = await self._reason() or error
+            raise reason from reason.__cause__
+
+    async def _reason(self) -> KafkaError | None:
+        """Why no bootstrap server can be used: aiokafka only logs it. None if one can be by now."""
+        reason: KafkaError | None = None
+        for host, port, _ in self.hosts:
+            try:
+                connection = await self._connect(host, port)
+            except KafkaError as error:
+                reason = error
+            except OSError as error:
+                reason = KafkaConnectionError(str(error))
+                reason.__cause__ = error
+            else:
+                connection.close()
+                return None
+            if not isinstance(reason, KafkaConnectionError):
+                return reason
+        return reason
 
     async def _get_conn(
         self, node_id: Any, *, group: Any = ConnectionGroup.DEFAULT, no_hint: bool = False
@@ -182,11 +206,21 @@ def translate(error: KafkaError, settings: KafkaSettings) -> BrokerError:
     """The port's error for an error of aiokafka that says nothing about a single record."""
     if isinstance(error, kafka_errors.UnknownTopicOrPartitionError):
         return topic_missing(settings.topic)
+    if isinstance(error, kafka_errors.SaslAuthenticationFailed):
+        return LogMisconfigured(
+            f"Kafka refuses this client ({describe(error)}); check sasl_username, sasl_password and"
+            f" sasl_mechanism ({settings.sasl_mechanism})."
+        )
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+        return LogMisconfigured(
+            f"The certificate of Kafka at {settings.bootstrap_servers} cannot be trusted"
+            f" ({error.__cause__.verify_message}); check ssl_cafile, and that brokers are addressed by the names in"
+            " their certificates."
+        )
     refused = (
         kafka_errors.TopicAuthorizationFailedError,
         kafka_errors.GroupAuthorizationFailedError,
         kafka_errors.ClusterAuthorizationFailedError,
-        kafka_errors.SaslAuthenticationFailed,
         kafka_errors.UnsupportedSaslMechanismError,
         kafka_errors.IllegalSaslStateError,
     )
@@ -195,7 +229,13 @@ def translate(error: KafkaError, settings: KafkaSettings) -> BrokerError:
             f"Kafka refuses this client ({describe(error)}); check the credentials and their permissions"
             f" on topic {settings.topic!r} and group {settings.group_id!r}."
         )
-    return LogUnavailable(f"Kafka at {settings.bootstrap_servers} is not available ({describe(error)}).")
+    hint = ""
+    if settings.security_protocol == "SSL" and settings.ssl_certfile is None:
+        # With TLS 1.3 the refusal comes after the handshake, and all that is seen is a closed connection.
+        hint = " If its brokers want a client certificate, set ssl_certfile and ssl_keyfile."
+    return LogUnavailable(
+        f"Kafka at {settings.bootstrap_servers} is not available ({describe(error)}).{hint}"
+    )
 
 
 def describe(error: BaseException) -> str:

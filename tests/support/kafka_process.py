@@ -105,11 +105,13 @@ class KafkaBroker:
         advertised: str | None = None,
         settings: Mapping[str, str] | None = None,
         java: Sequence[str] = TEST_JAVA,
+        scram_users: Sequence[str] = (),
     ) -> None:
         """
         Args:
             controllers: the controller port of every node, by node id.
             advertised: `host:port` that clients are told to use, for a proxy in between.
+            scram_users: what the storage tool's `--add-scram` takes, one for each.
         """
         self.directory = directory
         self.node_id = node_id
@@ -117,6 +119,7 @@ class KafkaBroker:
         self.log_file = directory / "broker.log"
         self._cluster_id = cluster_id
         self._java = tuple(java)
+        self._scram_users = tuple(scram_users)
         self._process: subprocess.Popen[bytes] | None = None
         nodes = len(controllers)
         self._properties = {
@@ -166,6 +169,8 @@ class KafkaBroker:
             log4j.write_text(_LOG4J)
             format_ = ["java", f"-Dlog4j2.configurationFile={log4j}", "-cp", classpath]
             format_ += ["kafka.tools.StorageTool", "format", "-t", self._cluster_id, "-c", str(file)]
+            for user in self._scram_users:
+                format_ += ["--add-scram", user]
             subprocess.run(format_, check=True, capture_output=True, timeout=60)
         command = [*_dies_with_parent(), "java", *self._java, f"-Dlog4j2.configurationFile={log4j}"]
         command += ["-cp", classpath, "kafka.Kafka", str(file)]
