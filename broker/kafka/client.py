@@ -214,8 +214,8 @@ def translate(error: KafkaError, settings: KafkaSettings) -> BrokerError:
     if isinstance(error.__cause__, ssl.SSLCertVerificationError):
         return LogMisconfigured(
             f"The certificate of Kafka at {settings.bootstrap_servers} cannot be trusted"
-            f" ({error.__cause__.verify_message}); check ssl_cafile, and that brokers are addressed by the names in"
-            " their certificates."
+            f" ({error.__cause__.verify_message}); check ssl_cafile, and the names by which the"
+            " brokers are addressed."
         )
     refused = (
         kafka_errors.TopicAuthorizationFailedError,

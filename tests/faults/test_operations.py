@@ -16,9 +16,11 @@ from db.engine import open_engine
 from db.migrations import REVISIONS, directory
 from db.settings import DatabaseSettings
 from tests.faults.stage import Stage
+from tests.support.balancer import Balancer
 from tests.support.deployment import Deployment
+from tests.support.ledger import Outcome
 from tests.support.postgres import create_database
-from tests.support.processes import REPOSITORY, wait_ready
+from tests.support.processes import REPOSITORY, Process, free_port, wait_ready
 from tests.support.skips import unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.kafka, pytest.mark.postgres]
@@ -90,6 +92,45 @@ def test_workers_of_the_version_before_go_on_while_and_after_the_schema_is_upgra
         stage.load.wait_for(200)
         stage.recovered()
     stage.finish()
+
+
+def test_gateways_and_workers_are_replaced_one_by_one_and_no_request_fails(stage: Stage) -> None:
+    ports = [free_port(), free_port()]
+
+    def gateway(port: int) -> Process:
+        environment = {
+            **stage.deployment.environment,
+            "AGGREGATOR_INGEST__PORT": str(port),
+            "AGGREGATOR_INGEST__DRAIN_DELAY_SECONDS": "2",
+        }
+        process = stage.spawn("gateway", ["cli", "gateway"], environment)
+        wait_ready(process, f"http://127.0.0.1:{port}", 40)
+        return process
+
+    with Balancer(ports) as balancer:
+        gateways = [gateway(port) for port in ports]
+        stage.deployment.gateway_url = balancer.url
+        load = stage.make_load()
+        stage.admin = stage.role("admin")
+        workers = [stage.worker() for _ in range(2)]
+        wait_ready(stage.admin, stage.deployment.admin_url, 40)
+        load.start()
+        stage.storing()
+        stage.inject("both gateways, then both workers, replaced one after the other under load")
+
+        for port, running in zip(ports, gateways, strict=True):
+            load.wait_for(200)
+            assert running.terminate() == 0
+            gateway(port)
+        for worker in workers:
+            stage.worker()
+            load.wait_for(200)
+            assert worker.terminate() == 0
+            stage.recovered()
+
+        stage.finish()
+        assert set(load.statuses()) == {200}
+        assert stage.ledger.attempts[Outcome.FAILED] == stage.ledger.attempts[Outcome.UNKNOWN] == 0
 
 
 def downgrade(url: str) -> None:
