@@ -11,7 +11,7 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -23,7 +23,7 @@ from cli.access import keyring_for
 from cli.data_directory import locked
 from cli.http_server import bind, serve
 from cli.imports import quick_imports
-from cli.process import run_process
+from cli.process import once_available, run_process
 from cli.settings import Settings, settings_or_exit
 from cli.tracing import tracing
 from ingest_api.app import create_gateway_app
@@ -31,6 +31,7 @@ from ingest_api.gateway import Gateway
 from ingest_api.metrics import GatewayMetrics
 from ingest_api.permit import Permits
 from telemetry.metrics import Metrics
+from telemetry.problem import Problem, problem_response
 from telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
@@ -122,8 +123,11 @@ class _Embedded:
     ) -> None:
         await listening.wait()
         try:
-            store = await asyncio.to_thread(self._open_store)
-            await store.office.start()
+            # A full disk, say, is waited for, as it would be later: what is published waits in the log.
+            store = await once_available(self._started_store, stop)
+            if store is None:
+                opened.cancel()
+                return
             app = store.app(self._gateway)
             guard(app, self._keyring)
             opened.set_result(app)
@@ -135,6 +139,15 @@ class _Embedded:
                 await store.worker.work_until(stop)
         finally:
             await store.close()
+
+    async def _started_store(self) -> EmbeddedStore:
+        store = await asyncio.to_thread(self._open_store)
+        try:
+            await store.office.start()
+        except BaseException:
+            await store.close()
+            raise
+        return store
 
     def _open_store(self) -> EmbeddedStore:
         with quick_imports():
@@ -190,8 +203,21 @@ class _GatewayFirst:
         if not is_request or (not self._opened.done() and scope["path"] in _ANSWERED_FIRST):
             await self._gateway_app(scope, receive, send)
             return
-        app = await asyncio.shield(self._opened)
+        try:
+            async with asyncio.timeout(_OPENING_S):
+                app = await asyncio.shield(self._opened)
+        except TimeoutError:
+            app = problem_response(_NOT_OPEN, None)
         await app(scope, receive, send)
 
 
+_OPENING_S: Final = 10.0
+"""Seconds a request waits for the store to be opened; without trouble a fraction of one is enough."""
+_NOT_OPEN: Final = Problem(
+    503,
+    "database_unavailable",
+    "The store is not open yet; what is in its way is in the log of this process. Events can be published"
+    " meanwhile.",
+    retry_after=5,
+)
 _ANSWERED_FIRST = frozenset({"/publish", "/livez", "/healthz", "/readyz", "/metrics"})

@@ -44,8 +44,13 @@ class EmbeddedStore:
         database = DatabaseSettings.sqlite(path)
         self._writer = open_engine(database, application_name="aggregator dev")
         self._reader = open_engine(database, application_name="aggregator dev", read_only=True)
-        if migrations.current(self._writer) != migrations.head():
-            migrations.upgrade(self._writer)
+        try:
+            if migrations.current(self._writer) != migrations.head():
+                migrations.upgrade(self._writer)
+        except BaseException:
+            self._reader.dispose()
+            self._writer.dispose()
+            raise
         self.worker = WorkerProcess(
             log,
             self._writer,

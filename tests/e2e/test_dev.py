@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -260,3 +261,25 @@ def test_a_stop_under_load_loses_nothing_that_was_acknowledged(dev: Dev, number:
     assert not failures
     assert stats["unique_processed"] >= acknowledged
     assert stats["received"] == stats["unique_processed"] + stats["duplicate_dropped"]
+
+
+def test_a_store_that_cannot_be_opened_yet_is_waited_for_while_events_are_taken(dev: Dev) -> None:
+    dev.data.mkdir()
+    with contextlib.closing(sqlite3.connect(dev.data / "store.db")) as other, dev.running():
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("CREATE TABLE somebody_elses (n INTEGER)")
+        assert httpx.post(f"{dev.url}/publish", json=event(1)).status_code == 200
+        wait_until(
+            lambda: "waiting for a dependency" in dev.log.read_text(), 30, "the store to be waited for"
+        )
+        refused = httpx.get(f"{dev.url}/stats", timeout=20)
+        assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
+        assert httpx.post(f"{dev.url}/publish", json=event(2)).status_code == 200
+
+        other.rollback()
+
+        def both_stored() -> bool:
+            answer = httpx.get(f"{dev.url}/stats", timeout=20)
+            return answer.status_code == 200 and answer.json()["unique_processed"] == 2
+
+        wait_until(both_stored, 40, "both events stored")

@@ -126,6 +126,7 @@ def test_full_disk_is_said_and_nothing_is_acknowledged_in_part(tmp_path: Path, r
     ):
         process = stage.start()
         stage.load.wait_for(300)
+        stage.recovered()
         for _ in range(2):
             stage.inject("no room left on the disk; freed when requests have been refused")
             refused = stage.load.statuses().get(503, 0)
