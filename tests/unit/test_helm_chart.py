@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -34,6 +35,7 @@ SECURE: dict[str, Any] = {
     "imagePullSecrets": [{"name": "registry"}],
     "serviceAccount": {"create": False, "name": "events"},
     "listenAddress": "::",
+    "database": {"existingSecret": "store", "tls": {"existingSecret": "store-tls"}},
     "kafka": {
         **MINIMAL["kafka"],
         "securityProtocol": "SASL_SSL",
@@ -171,6 +173,14 @@ def test_numbers_arrive_as_they_were_written() -> None:
     }
 
 
+def test_every_setting_of_the_roles_can_be_given() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    pattern = re.compile(schema["definitions"]["settings"]["propertyNames"]["pattern"])
+    elsewhere = (f"{PREFIX}LOCAL_LOG__", f"{PREFIX}CLIENT__")
+    refused = {name for name in setting_names() if not pattern.match(name)}
+    assert refused == {name for name in setting_names() if name.startswith(elsewhere)}
+
+
 @each_values
 def test_every_command_that_is_run_exists(values: dict[str, Any]) -> None:
     for _, template in pods(render(values)):
@@ -228,9 +238,9 @@ def test_every_pod_keeps_to_the_restricted_standard_and_its_file_system(values: 
 def test_secrets_are_directories_that_follow_updates_and_go_only_where_they_are_needed() -> None:
     expected = {
         "gateway": {"kafka-password", "kafka-tls", "keyring"},
-        "worker": {"kafka-password", "kafka-tls", "store"},
-        "admin": {"kafka-password", "kafka-tls", "store", "keyring"},
-        "migration": {"store"},
+        "worker": {"kafka-password", "kafka-tls", "store", "store-tls"},
+        "admin": {"kafka-password", "kafka-tls", "store", "store-tls", "keyring"},
+        "migration": {"store", "store-tls"},
         "topics": {"kafka-password", "kafka-tls"},
     }
     for component, template in pods(render(EVERYTHING)):
@@ -245,7 +255,9 @@ def test_secrets_are_directories_that_follow_updates_and_go_only_where_they_are_
         }
         assert all(mounts[name]["readOnly"] for name in volumes)
         assert not any("subPath" in mount for mount in mounts.values())
-        assert files == {value for value in environment(template).values() if value.startswith("/run/")}
+        # The certificates of the database are named by its URL.
+        named = {value for value in environment(template).values() if value.startswith("/run/")}
+        assert files - {"/run/aggregator/database-tls/ca.crt"} == named
 
 
 @pytest.mark.parametrize(("role", "group"), [("gateway", "INGEST"), ("admin", "ADMIN")])

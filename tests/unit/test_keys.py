@@ -167,6 +167,28 @@ def test_changes_of_the_file_are_noticed_and_a_slip_locks_nobody_out(tmp_path: P
     assert keyring.find(bearer(second_secret)) == second
 
 
+def test_a_secret_that_is_mounted_is_followed_when_its_directory_is_swapped(tmp_path: Path) -> None:
+    """The kubelet writes a new directory, and turns a link that all files go through, in one step."""
+    clock, mount = Clock(), tmp_path / "mounted"
+    (first, first_secret), (second, second_secret) = new_key(), new_key()
+    mount.mkdir()
+    for version, key in (("..v1", first), ("..v2", second)):
+        (mount / version).mkdir()
+        add(mount / version / "keys.json", key)
+        (mount / version / "keys.json").chmod(0o440)
+    (mount / "..data").symlink_to("..v1")
+    (mount / "keys.json").symlink_to("..data/keys.json")
+    keyring = Keyring(mount / "keys.json", reread_seconds=1.0, clock=clock)
+    assert keyring.find(bearer(first_secret)) == first
+
+    (mount / "..next").symlink_to("..v2")
+    (mount / "..next").rename(mount / "..data")
+    clock.now += 2
+    assert keyring.find(bearer(second_secret)) == second
+    with pytest.raises(KeyRefused):
+        keyring.find(bearer(first_secret))
+
+
 def test_changes_of_many_processes_come_one_after_the_other(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "keys.json"
     keys = [new_key()[0] for _ in range(24)]

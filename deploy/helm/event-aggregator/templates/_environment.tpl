@@ -108,6 +108,11 @@ AGGREGATOR_ADMIN__SHUTDOWN_GRACE_SECONDS: {{ $values.admin.shutdownGraceSeconds 
 - name: database
   mountPath: /run/aggregator/database
   readOnly: true
+{{- if .root.Values.database.tls.existingSecret }}
+- name: database-tls
+  mountPath: /run/aggregator/database-tls
+  readOnly: true
+{{- end }}
 {{- end }}
 {{- if include "event-aggregator.needs" (list "keys" .component) }}
 - name: keys
@@ -134,6 +139,11 @@ AGGREGATOR_ADMIN__SHUTDOWN_GRACE_SECONDS: {{ $values.admin.shutdownGraceSeconds 
 {{- end }}
 {{- if include "event-aggregator.needs" (list "store" .component) }}
 {{ include "event-aggregator.secretVolume" (dict "name" "database" "secret" (required "database.existingSecret is not set; set it to the name of a secret that holds the database's URL" $values.database.existingSecret) "keys" (list $values.database.key)) }}
+{{- with $values.database.tls }}
+{{- if .existingSecret }}
+{{ include "event-aggregator.secretVolume" (dict "name" "database-tls" "secret" .existingSecret "keys" (compact (list .caKey .certKey .keyKey))) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if include "event-aggregator.needs" (list "keys" .component) }}
 {{ include "event-aggregator.secretVolume" (dict "name" "keys" "secret" (required "keys.existingSecret is not set; set it to the name of a secret that holds the keyring `aggregator keys create` writes" $values.keys.existingSecret) "keys" (list $values.keys.key)) }}
