@@ -10,9 +10,11 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 Figures = Mapping[str, float]
+_FAILURES: Final = 2
+"""So many failed rounds, and a contestant takes no further part."""
 
 
 class LeftOut(Exception):
@@ -42,12 +44,14 @@ class Outcome:
 
     Attributes:
         rounds: figures by name, one mapping for each round.
-        left_out: why it took no part, or not in all rounds.
+        failures: why single rounds have no figures.
+        left_out: why it took no part, or not any longer.
     """
 
     name: str
     settings: Mapping[str, str]
     rounds: list[Figures] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
     left_out: str | None = None
 
     def median(self, figure: str) -> float | None:
@@ -55,17 +59,12 @@ class Outcome:
         values = [round_[figure] for round_ in self.rounds if figure in round_]
         return statistics.median(values) if values else None
 
-    def spread(self, figure: str) -> float | None:
-        """Half the distance between the lowest and the highest, as a share of the median."""
-        values = [round_[figure] for round_ in self.rounds if figure in round_]
-        middle = statistics.median(values) if values else 0.0
-        return (max(values) - min(values)) / 2 / middle if middle else None
-
     def as_json(self) -> dict[str, Any]:
         names = {name: None for round_ in self.rounds for name in round_}
         return {
             "name": self.name,
             "left_out": self.left_out,
+            "failures": self.failures,
             "settings": dict(self.settings),
             "median": {name: _rounded(self.median(name)) for name in names},
             "rounds": [{name: _rounded(value) for name, value in round_.items()} for round_ in self.rounds],
@@ -91,8 +90,12 @@ def run_rounds(contestants: Sequence[Contestant], rounds: int) -> list[Outcome]:
             say(f"round {number + 1} of {rounds}: {contestant.name} ...")
             try:
                 figures = contestant.measure()
-            except LeftOut as error:
-                _leave_out(outcome, error)
+            except (LeftOut, AssertionError) as error:
+                # The second is what test support says of a process that does not start or stop in time.
+                outcome.failures.append(str(error))
+                say(f"  failed: {error}")
+                if len(outcome.failures) == _FAILURES:
+                    _leave_out(outcome, LeftOut(outcome.failures[0]))
             else:
                 outcome.rounds.append(figures)
                 say("  " + ", ".join(f"{name} {value:,.6g}" for name, value in figures.items()))

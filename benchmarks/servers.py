@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import subprocess
 import tempfile
 import time
@@ -33,6 +34,7 @@ POSTGRES: Final = {
 PARTITIONS: Final = 6
 
 _numbers: Final = itertools.count(1)
+_ADDRESS: Final = re.compile(r"https?://\S+|/\w[\w.-]*(?:/[\w.-]+){2,}")
 
 
 class Broker:
@@ -197,7 +199,10 @@ def work_directory() -> Iterator[Path]:
 
 
 def run(command: Sequence[str], *, timeout: float, **options: Any) -> str:
-    """Run a command to its end and return what it printed. Raises LeftOut with the end of its output."""
+    """Run a command to its end and return what it printed.
+
+    Raises LeftOut with the end of its output, less addresses: they are this machine's business.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=timeout, **options
@@ -205,5 +210,6 @@ def run(command: Sequence[str], *, timeout: float, **options: Any) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LeftOut(f"`{command[0]}` did not run: {error}") from error
     if done.returncode != 0:
-        raise LeftOut(f"`{' '.join(command[:3])} …` failed: {(done.stderr or done.stdout).strip()[-600:]}")
+        said = _ADDRESS.sub("…", (done.stderr or done.stdout).strip())
+        raise LeftOut(f"`{' '.join(command[:2])} …` failed: {said[-400:]}")
     return str(done.stdout)

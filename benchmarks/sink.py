@@ -8,15 +8,14 @@ out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 from collections.abc import Iterator
 from typing import Final
 
 from benchmarks.copy_limit import CopyLimit
 from benchmarks.machine import describe
-from benchmarks.peers import mq_bridge
-from benchmarks.result import RESULTS, Column, show, write
+from benchmarks.peers import kafka_connect, mq_bridge, redpanda_connect
+from benchmarks.result import Column, Table, arguments, chosen, finish
 from benchmarks.rounds import Contestant, Figures, run_rounds
 from benchmarks.servers import broker, database, work_directory
 from benchmarks.sink_stage import LAST, LOG, SinkStage, settings_of
@@ -24,12 +23,13 @@ from benchmarks.workload import workload
 from tests.support.processes import Process, aggregator
 
 COLUMNS: Final = (
-    Column("records_per_second", "records/s"),
+    Column("records_per_second", "records/s", more_is_better=True),
     Column("cpu_us_per_record", "CPU µs/record", "{:,.1f}"),
     Column("peak_rss_mb", "peak MB"),
     Column("postgres_cpu_seconds", "Postgres CPU s", "{:,.2f}"),
     Column("wal_bytes_per_record", "WAL B/record"),
 )
+TABLES: Final = (Table("Kafka to Postgres", COLUMNS),)
 OURS: Final = "aggregator worker"
 
 
@@ -65,38 +65,20 @@ class Worker:
 
 
 def main() -> None:
-    arguments = _arguments()
+    told = arguments("sink", __doc__, records=(300_000, "records in the log, copies included"))
     with work_directory() as directory, broker(directory) as kafka, database() as postgres:
         machine = describe()
-        stage = SinkStage(kafka, postgres, workload(arguments.records, last=LAST), directory)
+        stage = SinkStage(kafka, postgres, workload(told.records, last=LAST), directory)
         contestants: list[Contestant] = [
             Worker(stage),
             CopyLimit(stage),
             mq_bridge.UpsertSink(stage),
             mq_bridge.InsertSink(stage),
+            kafka_connect.DebeziumSink(stage),
+            redpanda_connect.InsertSink(stage),
         ]
-        contestants = [c for c in contestants if not arguments.only or c.name in arguments.only]
-        outcomes = run_rounds(contestants, arguments.rounds)
-        settings = {**settings_of(stage), "rounds": arguments.rounds}
-    show("Kafka to Postgres, medians", outcomes, COLUMNS, OURS)
-    document = {
-        "benchmark": "sink",
-        **machine,
-        "settings": settings,
-        "columns": [column.as_json() for column in COLUMNS],
-        "reference": OURS,
-        "outcomes": [outcome.as_json() for outcome in outcomes],
-    }
-    write("sink", document, RESULTS if arguments.write else None)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sink", description=__doc__)
-    parser.add_argument("--records", type=int, default=300_000, help="records in the log, copies included")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}/sink.json")
-    return parser.parse_args()
+        outcomes = run_rounds(chosen(contestants, told.only), told.rounds)
+    finish("sink", machine, settings_of(stage, told.rounds), TABLES, outcomes, OURS, write=told.write)
 
 
 if __name__ == "__main__":

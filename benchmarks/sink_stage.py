@@ -23,7 +23,7 @@ LOG: Final = "events"
 LOG_WITH_TEXT: Final = "events-with-text-payload"
 LAST: Final = 200
 _LOOK_SECONDS: Final = 0.025
-_START_SECONDS: Final = 90.0
+_START_SECONDS: Final = 180.0
 _STUCK_SECONDS: Final = 60.0
 
 PEER_SCHEMA: Final = """
@@ -229,10 +229,11 @@ def _still_running(process: Process) -> None:
         raise LeftOut(f"It ended with {process.returncode}: {process.output()[-600:]}")
 
 
-def settings_of(stage: SinkStage) -> Mapping[str, Any]:
+def settings_of(stage: SinkStage, rounds: int) -> Mapping[str, Any]:
     """For the result."""
     load = stage.load
     return {
+        "rounds": rounds,
         "records": len(load.events),
         "distinct": load.distinct,
         "bytes_per_event": round(load.bytes / len(load.events)),

@@ -108,8 +108,8 @@ def _distinct(count: int) -> Iterator[Event]:
         event_id: str = msgspec.json.decode(source["event_id"])
         turn = index // len(real)
         if turn:
-            # As long as the original, and as random: a hash with its beginning replaced.
-            prefix = f"{turn:04x}"
+            # As long as the original: a hash with its beginning replaced by what no hash begins with.
+            prefix = f"t{turn:03x}"
             event_id = prefix + event_id[len(prefix) :]
         topic: str = msgspec.json.decode(source["topic"])
         document = {**{name: source[name] for name in _FIELDS}, "event_id": event_id}

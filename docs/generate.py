@@ -1,4 +1,4 @@
-"""Writes the reference pages that are made from code: settings, API and metrics. `--check` only compares.
+"""Writes the reference pages that are made from code and from results. `--check` only compares.
 
 A test fails when a page differs from what this makes, so the pages cannot drift.
 """
@@ -15,6 +15,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from benchmarks.page import benchmarks_page
 from cli.openapi import admin_document, gateway_document
 from cli.settings import PREFIX, Settings
 from telemetry.metric_names import METRICS
@@ -24,7 +25,12 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def pages() -> dict[str, str]:
     """File name to content of every generated page."""
-    return {"settings.md": settings_page(), "api.md": api_page(), "metrics.md": metrics_page()}
+    return {
+        "settings.md": settings_page(),
+        "api.md": api_page(),
+        "metrics.md": metrics_page(),
+        "benchmarks.md": benchmarks_page(),
+    }
 
 
 def settings_page() -> str:

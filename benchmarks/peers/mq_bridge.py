@@ -6,14 +6,16 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.gateway_stage import Gateway, Running, wait_answering
 from benchmarks.peers.cache import cache
 from benchmarks.servers import run
 from benchmarks.sink_stage import LOG, LOG_WITH_TEXT, PeerSink
-from tests.support.processes import Process
+from benchmarks.workload import Event
+from tests.support.processes import Process, free_port
 
 VERSION: Final = "1.2.0"
 _ROUTE: Final = Path(__file__).with_name("mq_bridge_route.py")
@@ -101,3 +103,58 @@ class InsertSink(_Sink):
             " ${payload:payload}::json) ON CONFLICT (topic, event_id) DO NOTHING"
         )
     }
+
+
+class HttpGateway(Gateway):
+    """One event per request is a record; of more, each is a record of an archive that it unpacks.
+
+    It does not look into events: whatever arrives goes to the log.
+    """
+
+    name = "mq-bridge"
+    dialect = "benthos-archive"
+    content_type = "application/octet-stream"
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {
+            "version": VERSION,
+            "batch_size": "512",
+            "http": "concurrency_limit 512, internal_buffer_size 1,024",
+            "producer": "acks=all, compression snappy, linger 1 ms",
+            "several events": "unpack, format benthos_binary",
+            "validation": "none",
+        }
+
+    def prepare(self) -> None:
+        python()
+
+    def body(self, events: Sequence[Event]) -> bytes:
+        if len(events) == 1:
+            return events[0].value
+        parts = [len(events).to_bytes(4, "big")]
+        for event in events:
+            parts += (len(event.value).to_bytes(4, "big"), event.value)
+        return b"".join(parts)
+
+    @contextlib.contextmanager
+    def running(self, topic: str | None, size: int) -> Iterator[Running]:
+        port = free_port()
+        http: dict[str, Any] = {
+            "url": f"127.0.0.1:{port}",
+            "path": "/publish",
+            "concurrency_limit": 512,
+            "internal_buffer_size": 1024,
+        }
+        kafka = {
+            "url": self.stage.broker.bootstrap,
+            "topic": topic,
+            "producer_options": [["acks", "all"], ["compression.codec", "snappy"], ["linger.ms", "1"]],
+        }
+        source: dict[str, Any] = {"http": http}
+        if size > 1:
+            source["middlewares"] = [{"unpack": {"format": "benthos_binary"}}]
+        configuration = {"input": source, "output": {"kafka": kafka}, "batch_size": 512}
+        with route(f"mq-bridge-{topic}-{size}", configuration, self.stage.directory) as process:
+            wait_answering(process, port)
+            yield Running(process, f"http://127.0.0.1:{port}/publish")

@@ -1,0 +1,127 @@
+"""The reference page about the benchmarks, made from their results; `make docs` writes it.
+
+Nothing in the page's tables is typed by hand, and neither is the list of what others do better.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.result import RESULTS, Column, Table
+
+_TEXT: Final = Path(__file__).with_name("page.md")
+_LIMITS: Final = ("limit: ", "floor: ")
+"""Names of contestants that do less than the job begin so."""
+_TITLES: Final = {
+    "sink": "Kafka to Postgres",
+    "gateway": "HTTP to the log",
+    "end_to_end": "From the request to the row",
+    "embedded": "The embedded mode",
+}
+
+
+def benchmarks_page() -> str:
+    """The whole page, of the results there are."""
+    results = {name: read(name) for name in _TITLES if (RESULTS / f"{name}.json").exists()}
+    return "\n".join(page(results)) + "\n"
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result that was written."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return document
+
+
+def page(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Its lines."""
+    yield _TEXT.read_text().rstrip()
+    for name, result in results.items():
+        yield f"\n## {_TITLES[name]}\n"
+        yield f"`python -m benchmarks.{name}`\n"
+        for table in _tables(result):
+            yield f"### {table.title}\n"
+            yield from _markdown(table.rows(result["outcomes"], result["reference"]))
+            yield ""
+        yield from _left_out(result)
+        yield from _conditions(result)
+    yield "\n## What others do better\n"
+    yield "Every figure above in which another program, not a limit or a floor, is ahead of ours.\n"
+    yield from _behind(results)
+
+
+def _tables(result: Mapping[str, Any]) -> list[Table]:
+    return [
+        Table(table["title"], [Column(**column) for column in table["columns"]]) for table in result["tables"]
+    ]
+
+
+def _markdown(rows: list[list[str]]) -> Iterator[str]:
+    head, *body = rows
+    yield f"| {' | '.join(head)} |"
+    yield f"|---|{'---:|' * (len(head) - 1)}"
+    for row in body:
+        yield f"| {' | '.join(row)} |"
+
+
+def _left_out(result: Mapping[str, Any]) -> Iterator[str]:
+    for outcome in result["outcomes"]:
+        if outcome["left_out"]:
+            yield f"- Left out: {outcome['name']}. {_in_one_line(outcome['left_out'])}"
+        elif outcome["failures"]:
+            yield f"- {outcome['name']} failed in a round: {_in_one_line(outcome['failures'][0])}"
+    yield ""
+
+
+def _conditions(result: Mapping[str, Any]) -> Iterator[str]:
+    machine, versions = result["machine"], result["versions"]
+    load = " ".join(f"{value:.2f}" for value in result["load_average_at_start"])
+    yield (
+        f"Measured {result['measured_at'][:16].replace('T', ' ')} UTC on {machine['processor']},"
+        f" {machine['cores']} cores, {machine['memory_gb']:g} GB, {machine['system']}; load average at the"
+        f" start {load}; event-aggregator {versions['event-aggregator']}, Python {versions['python']}."
+    )
+    yield f"Settings: {_settings(result['settings'])}.\n"
+    for outcome in result["outcomes"]:
+        if outcome["rounds"]:
+            yield f"- **{outcome['name']}**: {_settings(outcome['settings'])}"
+
+
+def _behind(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    any_ = False
+    for name, result in results.items():
+        reference = next((o for o in result["outcomes"] if o["name"] == result["reference"]), None)
+        for table in _tables(result) if reference else ():
+            for column in table.columns:
+                ours = reference["median"].get(column.figure) if reference else None
+                for outcome in result["outcomes"]:
+                    theirs = outcome["median"].get(column.figure)
+                    if not _is_rival(outcome, result) or not ours or not theirs:
+                        continue
+                    if (theirs > ours) == column.more_is_better and theirs != ours:
+                        any_ = True
+                        yield (
+                            f"- {_TITLES[name]}, {table.title}, {column.title}: {outcome['name']}"
+                            f" {column.cell(theirs)}, ours {column.cell(ours)}"
+                        )
+    if not any_:
+        yield "None."
+
+
+def _is_rival(outcome: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
+    name: str = outcome["name"]
+    return not name.startswith((*_LIMITS, "aggregator")) and name != result["reference"]
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    parts = []
+    for name, value in settings.items():
+        shown = f"({_settings(value)})" if isinstance(value, Mapping) else _in_one_line(str(value))
+        parts.append(f"{name.replace('_', ' ')} {shown}")
+    return ", ".join(parts)
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(text.split())
