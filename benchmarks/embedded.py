@@ -196,7 +196,7 @@ def main() -> None:
         "database": postgres.settings,
     }
     tables = [Table(several(size, "request"), _columns(size)) for size in EVENTS_OF]
-    finish("embedded", machine, settings, tables, outcomes, OURS, write=told.write)
+    finish("embedded", machine, settings, tables, outcomes, OURS, keep=told.write)
 
 
 def _columns(size: int) -> list[Column]:

@@ -196,7 +196,7 @@ def main() -> None:
         Table(f"{told.rate:,} events/s, until it can be read", _columns("stored")),
         Table("What that took", _COST),
     ]
-    finish("end_to_end", machine, settings, tables, outcomes, NAME, write=told.write)
+    finish("end_to_end", machine, settings, tables, outcomes, NAME, keep=told.write)
 
 
 def _columns(what: str) -> list[Column]:

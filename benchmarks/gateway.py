@@ -106,7 +106,7 @@ def main() -> None:
         "broker": kafka.settings,
     }
     tables = [Table(several(size, "request"), _columns(size)) for size in SIZES]
-    finish("gateway", machine, settings, tables, outcomes, OURS, write=told.write)
+    finish("gateway", machine, settings, tables, outcomes, OURS, keep=told.write)
 
 
 def _columns(size: int) -> list[Column]:

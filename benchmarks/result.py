@@ -29,6 +29,9 @@ class Column(NamedTuple):
     pattern: str = "{:,.0f}"
     more_is_better: bool = False
 
+    def as_json(self) -> dict[str, Any]:
+        return dict(self._asdict())
+
     def cell(self, value: float | None) -> str:
         return "–" if value is None else self.pattern.format(value)
 
@@ -89,28 +92,39 @@ def finish(
     outcomes: Sequence[Outcome],
     reference: str,
     *,
-    write: bool,
+    keep: bool,
 ) -> None:
-    """Print the tables and who was left out and why; write `NAME.json` if asked to."""
-    results = [outcome.as_json() for outcome in outcomes]
-    for table in tables:
-        sys.stdout.write(f"\n{table.title}, medians\n\n{in_columns(table.rows(results, reference))}\n")
+    """Print the tables and who was left out and why; keep it as `NAME.json` if asked to."""
+    for each in tables:
+        show(f"{each.title}, medians", outcomes, each.columns, reference)
     sys.stdout.writelines(f"\n{o.name} is left out: {o.left_out}\n" for o in outcomes if o.left_out)
-    if write:
-        document = {
-            "benchmark": name,
-            **machine,
-            "settings": settings,
-            "tables": [
-                {"title": t.title, "columns": [column._asdict() for column in t.columns]} for t in tables
-            ],
-            "reference": reference,
-            "outcomes": results,
-        }
-        RESULTS.mkdir(exist_ok=True)
-        file = RESULTS / f"{name}.json"
-        file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        sys.stdout.write(f"\nwritten to {RESULTS.name}/{file.name}\n")
+    document = {
+        "benchmark": name,
+        **machine,
+        "settings": settings,
+        "tables": [
+            {"title": each.title, "columns": [column.as_json() for column in each.columns]} for each in tables
+        ],
+        "reference": reference,
+        "outcomes": [outcome.as_json() for outcome in outcomes],
+    }
+    write(name, document, RESULTS if keep else None)
+
+
+def show(title: str, outcomes: Sequence[Outcome], columns: Sequence[Column], reference: str) -> None:
+    """Print one table."""
+    rows = Table(title, columns).rows([outcome.as_json() for outcome in outcomes], reference)
+    sys.stdout.write(f"\n{title}\n\n{table(rows)}\n")
+
+
+def write(name: str, document: Mapping[str, Any], directory: Path | None) -> None:
+    """Write the result to `NAME.json` in the directory; with none it was only printed."""
+    if directory is None:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    file = directory / f"{name}.json"
+    file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.write(f"\nwritten to {directory.name}/{file.name}\n")
 
 
 def several(size: int, what: str) -> str:
@@ -118,7 +132,7 @@ def several(size: int, what: str) -> str:
     return f"{size:,} event{'s' if size > 1 else ''} per {what}"
 
 
-def in_columns(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Text in columns; the first row is the head, the first column is aligned to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [

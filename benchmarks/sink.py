@@ -78,7 +78,7 @@ def main() -> None:
             redpanda_connect.InsertSink(stage),
         ]
         outcomes = run_rounds(chosen(contestants, told.only), told.rounds)
-    finish("sink", machine, settings_of(stage, told.rounds), TABLES, outcomes, OURS, write=told.write)
+    finish("sink", machine, settings_of(stage, told.rounds), TABLES, outcomes, OURS, keep=told.write)
 
 
 if __name__ == "__main__":
