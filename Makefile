@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-dev dev test test-faults lint format types imports docs lock clean
+.PHONY: help install install-dev dev test test-faults test-containers lint format types imports docs lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -22,6 +22,9 @@ test: install-dev  ## run the whole suite; what it cannot use here is listed at 
 
 test-faults: install-dev  ## break it in every way on the list; one scenario by name: K=zombie
 	@$(BIN)/python -m pytest tests/faults $(if $(K),-k "$(K)",-n 2 --dist loadfile --no-loadscope-reorder) $(ARGS)
+
+test-containers: install-dev  ## build the image and run docker-compose.yml for real; says why where it cannot
+	@$(BIN)/python -m pytest tests/containers -v --durations=0 --durations-min=5 $(ARGS)
 
 lint: install-dev  ## style and format
 	$(BIN)/ruff check .

@@ -26,6 +26,7 @@ from tests.support.skips import unavailable
 ADDRESS_VARIABLE: Final = "AGGREGATOR_TEST_KAFKA"
 REDPANDA_VARIABLE: Final = "AGGREGATOR_TEST_REDPANDA_IMAGE"
 REDPANDA_IMAGE: Final = "redpandadata/redpanda:v25.2.1"
+_CONTAINER_SECONDS: Final = 60
 
 
 @pytest.fixture(scope="session")
@@ -112,10 +113,14 @@ def docker_answers(timeout: float = 3) -> bool:
 
 @contextlib.contextmanager
 def _redpanda() -> Iterator[str]:
-    from testcontainers.kafka import RedpandaContainer
+    from testcontainers.community.kafka import RedpandaContainer
 
-    with RedpandaContainer(image=os.environ.get(REDPANDA_VARIABLE, REDPANDA_IMAGE)) as container:
+    container = RedpandaContainer(image=os.environ.get(REDPANDA_VARIABLE, REDPANDA_IMAGE))
+    try:
+        container.start(timeout=_CONTAINER_SECONDS)
         yield container.get_bootstrap_server()
+    finally:
+        container.stop()
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ class ContainerServer:
     """A server in a container."""
 
     def __init__(self, image: str) -> None:
-        from testcontainers.postgres import PostgresContainer
+        from testcontainers.community.postgres import PostgresContainer
 
         self._container = PostgresContainer(image, driver=None)
         self._container.start()
