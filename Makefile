@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCK := uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help install install-dev dev test test-faults test-containers lint format types imports docs lock clean
+.PHONY: help install install-dev dev test test-faults test-containers bench-check lint format types imports docs lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -25,6 +25,9 @@ test-faults: install-dev  ## break it in every way on the list; one scenario by 
 
 test-containers: install-dev  ## build the image and run docker-compose.yml for real; says why where it cannot
 	@$(BIN)/python -m pytest tests/containers -v --durations=0 --durations-min=5 $(ARGS)
+
+bench-check: install-dev  ## fail if we have become slower beside the limits than the kept results say
+	@$(BIN)/python -m benchmarks.check $(ARGS)
 
 lint: install-dev  ## style and format
 	$(BIN)/ruff check .

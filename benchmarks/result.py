@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Final, NamedTuple
 
 from benchmarks.rounds import Contestant, Outcome
 
-RESULTS: Final = Path(__file__).with_name("results")
+RESULTS_VARIABLE: Final = "AGGREGATOR_BENCHMARK_RESULTS"
+RESULTS: Final = Path(os.environ.get(RESULTS_VARIABLE) or Path(__file__).with_name("results"))
 
 
 class Column(NamedTuple):
