@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import selectors
 import socket
@@ -44,9 +45,11 @@ class Memory:
         return list(zip(names, self._before, self._most, after, strict=True))
 
     def _sample(self) -> None:
-        while not self._done.wait(0.2):
-            for number, process in enumerate(self._processes):
-                self._most[number] = max(self._most[number], resident_mebibytes(process))
+        # A test that fails ends the processes without having stopped this.
+        with contextlib.suppress(FileNotFoundError):
+            while not self._done.wait(0.2):
+                for number, process in enumerate(self._processes):
+                    self._most[number] = max(self._most[number], resident_mebibytes(process))
 
 
 def bounded(stage: Stage, memory: Memory, growth: float) -> None:
