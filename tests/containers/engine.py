@@ -19,6 +19,11 @@ from tests.support.processes import wait_until
 _PR_SET_PDEATHSIG = 1
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
+# What a table is that has no rule: a table nobody has used yet is not listed, and would not be emptied.
+_NO_RULES = {
+    "filter": "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n",
+    "nat": "*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n",
+}
 _NEEDED = {"dockerd": "docker.io", "iptables-save": "iptables", "ip": "iproute2"}
 
 
@@ -117,6 +122,7 @@ def _own_engine() -> Iterator[Engine]:
         *("--data-root", str(directory / "data")),
         *("--exec-root", str(directory / "exec")),
         *("--pidfile", str(directory / "docker.pid")),
+        "--ip6tables=false",
     ]
     with _network_as_before(), log.open("wb") as output:
         process = subprocess.Popen(
@@ -148,14 +154,15 @@ def _network_as_before() -> Iterator[None]:
     """Afterwards, the rules of the firewall, the bridges and forwarding are what they were."""
     forwarding = [Path(f"/proc/sys/net/{name}") for name in ("ipv4/ip_forward", "ipv4/conf/all/forwarding")]
     values: Mapping[Path, str] = {path: path.read_text() for path in forwarding}
-    rules = subprocess.run(["iptables-save"], check=True, capture_output=True).stdout
+    rules = subprocess.run(["iptables-save"], check=True, capture_output=True, text=True).stdout
+    rules += "".join(empty for table, empty in _NO_RULES.items() if f"*{table}\n" not in rules)
     bridges = _bridges()
     try:
         yield
     finally:
         for bridge in _bridges() - bridges:
             subprocess.run(["ip", "link", "delete", bridge], check=False, capture_output=True)
-        subprocess.run(["iptables-restore"], input=rules, check=False, capture_output=True)
+        subprocess.run(["iptables-restore"], input=rules, check=False, capture_output=True, text=True)
         for path, value in values.items():
             path.write_text(value)
 
