@@ -1,8 +1,9 @@
 """What a rate takes, reckoned from what `benchmarks.workers` and `benchmarks.gateway` have measured.
 
-Usage: python -m benchmarks.sizing [--rates N ...]
+Usage: python -m benchmarks.sizing [--update] [--rates N ...]
 
-Prints tables of Markdown. It is arithmetic: what was measured, times the rate, times a margin. Where several
+Prints tables of Markdown, from the figures kept in results/sizing.json; `--update` takes these anew from the
+results of the two. It is arithmetic: what was measured, times the rate, times a margin. Where several
 machines take part, it supposes that they do not hold each other up.
 """
 
@@ -13,12 +14,13 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.result import RESULTS
+from benchmarks.result import RESULTS, write
 
+NAME: Final = "sizing"
 RATES: Final = (10_000, 100_000, 1_000_000)
 MARGIN: Final = 2.0
 """Everything is planned for so many times the rate: to catch up after an outage, and to grow."""
@@ -39,7 +41,6 @@ class Measured:
     """What one of each was measured to do, on one machine.
 
     Attributes:
-        worker_records: records a second of one worker.
         worker_us, postgres_us, kafka_us: CPU time per record, microseconds.
         gateway_events: events per second of CPU of one gateway, EVENTS_PER_REQUEST in a request.
         wal_bytes: per record, while the index of identities is small.
@@ -48,7 +49,6 @@ class Measured:
         stored_share: of the records; the others are duplicates.
     """
 
-    worker_records: float
     worker_us: float
     postgres_us: float
     kafka_us: float
@@ -58,6 +58,14 @@ class Measured:
     key_index_bytes: float
     event_bytes: float
     stored_share: float
+
+    @property
+    def worker_records(self) -> float:
+        """Records a second of a worker with cores of its own: it decodes a batch, then Postgres stores it.
+
+        Reckoned from CPU time, which depends less on what else the machine has to do than the time taken.
+        """
+        return 1e6 / (self.worker_us + self.postgres_us)
 
 
 @dataclass(frozen=True)
@@ -120,13 +128,26 @@ class Sizing:
         return math.ceil(max(self.postgres_cores / SERVER_CORES, self.wal_mb / SERVER_WAL_MB))
 
 
-def measured(directory: Path = RESULTS) -> Measured:
-    """From the results that are there. Raises FileNotFoundError if one of the two is missing."""
+def kept(directory: Path = RESULTS) -> Measured:
+    """The figures that the published tables were made of. Raises FileNotFoundError."""
+    return Measured(**json.loads((directory / f"{NAME}.json").read_text())["measured"])
+
+
+def update(directory: Path = RESULTS) -> None:
+    """Keep the figures of the latest results. Raises FileNotFoundError if one of the two is missing."""
     workers = json.loads((directory / "workers.json").read_text())
     gateway = json.loads((directory / "gateway.json").read_text())
+    document = {
+        "measured": asdict(_from_results(workers, gateway)),
+        "measured_at": {one["benchmark"]: one["measured_at"] for one in (workers, gateway)},
+        "machine": workers["machine"],
+    }
+    write(NAME, document, directory)
+
+
+def _from_results(workers: Mapping[str, Any], gateway: Mapping[str, Any]) -> Measured:
     of_workers, settings = _median(workers), workers["settings"]
     return Measured(
-        worker_records=of_workers["records_per_second"],
         worker_us=of_workers["worker_us_per_record"],
         postgres_us=of_workers["postgres_us_per_record"],
         kafka_us=of_workers["kafka_us_per_record"],
@@ -149,10 +170,10 @@ def _median(document: Mapping[str, Any]) -> Mapping[str, float]:
 def inputs_table(figures: Measured) -> str:
     """What the arithmetic starts from, as Markdown."""
     rows = [
-        ("records/s of one worker", f"{figures.worker_records:,.0f}"),
         ("CPU µs per record: worker", f"{figures.worker_us:,.1f}"),
         ("CPU µs per record: Postgres", f"{figures.postgres_us:,.1f}"),
         ("CPU µs per record: Kafka, reading only", f"{figures.kafka_us:,.1f}"),
+        ("so, records/s of one worker, it and Postgres by turns", f"{figures.worker_records:,.0f}"),
         (
             f"events per CPU second of a gateway, {EVENTS_PER_REQUEST} per request",
             f"{figures.gateway_events:,.0f}",
@@ -193,9 +214,12 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sizing", description=__doc__)
     parser.add_argument("--rates", type=int, nargs="+", default=RATES, help="records per second")
+    parser.add_argument("--update", action="store_true", help="take the figures of the latest results")
     arguments = parser.parse_args()
     try:
-        figures = measured()
+        if arguments.update:
+            update()
+        figures = kept()
     except FileNotFoundError as error:
         sys.exit(f"{error.filename} is missing: run the benchmark of that name with --write first.")
     sys.stdout.write(f"{inputs_table(figures)}\n{sizing_table(figures, arguments.rates)}")

@@ -260,7 +260,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workers", description=__doc__)
-    parser.add_argument("--records", type=int, default=400_000, help="records in the log, copies included")
+    parser.add_argument("--records", type=int, default=300_000, help="records in the log, copies included")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[1, 2, 4], help="divisors of the partitions"

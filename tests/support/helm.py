@@ -56,6 +56,20 @@ def lint(values: Mapping[str, Any]) -> str:
     )
 
 
+def package(directory: Path) -> Path:
+    """The chart as a file, as it is published."""
+    done = subprocess.run(
+        [program(), "package", str(CHART), "--destination", str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = directory.glob("*.tgz")
+    return file
+
+
 def of_kind(manifests: list[Manifest], kind: str) -> dict[str, Manifest]:
     """Component to manifest, for all of a kind."""
     return {

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import re
+import tarfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from cli.main import app
 from cli.settings import PREFIX, Settings, load_settings
 from db.settings import DatabaseSettings
 from stream_worker.settings import WorkerSettings
-from tests.support.helm import CHART, NEWEST_KUBERNETES, ChartRefused, lint, of_kind, pods, render
+from tests.support.helm import CHART, NEWEST_KUBERNETES, ChartRefused, lint, of_kind, package, pods, render
 from tests.support.processes import REPOSITORY
 from tests.support.promql import ALERTS
 
@@ -392,6 +394,19 @@ def test_the_alerts_are_those_of_the_repository() -> None:
     (rule,) = of_kind(render(EVERYTHING), "PrometheusRule").values()
     assert rule["spec"] == yaml.safe_load(ALERTS.read_text())
     assert (CHART / "files/alerts.yml").resolve() == ALERTS
+
+
+def test_the_chart_installs_the_version_it_comes_with() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == project["version"]
+
+
+def test_a_packaged_chart_has_the_alerts_with_it(tmp_path: Path) -> None:
+    with tarfile.open(package(tmp_path)) as chart:
+        packed = chart.extractfile("event-aggregator/files/alerts.yml")
+        assert packed is not None
+        assert packed.read() == ALERTS.read_bytes()
 
 
 def test_only_publishing_is_open_to_the_outside() -> None:
