@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
@@ -39,6 +39,9 @@ from telemetry.tracing import NoTracing, Tracing
 
 _log = structlog.get_logger("stream_worker")
 _T = TypeVar("_T")
+
+_SMALLEST_BATCH: Final = 10
+"""Records; a database that cannot store these within a transaction's time is away."""
 
 
 class Worker:
@@ -77,6 +80,7 @@ class Worker:
         self._assignment: Callable[[], frozenset[int]] = frozenset
         self._watchdog = Watchdog(log, store.next_offsets, lambda: self._assignment(), settings.stall_seconds)
         self._recheck_at = 0.0
+        self._batch_limit = settings.max_batch_records
 
     def stop(self) -> None:
         """Ask the worker to drain: finish the batch in flight, leave the group, return from `run`."""
@@ -177,7 +181,7 @@ class Worker:
         """Poll; returns what was read, and the span to be the parent of what is made of it."""
         started_ns = time.time_ns()
         try:
-            poll = await consumer.poll(self._settings.max_batch_records, self._settings.poll_timeout_seconds)
+            poll = await consumer.poll(self._batch_limit, self._settings.poll_timeout_seconds)
         except BrokerError as error:
             self._tracing.poll(started_ns, 0, (), error)
             raise
@@ -226,6 +230,15 @@ class Worker:
         return result
 
     async def _write(self, batch: Batch) -> WriteResult:
+        # A batch too large for the time a transaction may take would fail for ever: after a failure the next
+        # is half as large, after a success twice.
+        limit, most = self._batch_limit, self._settings.max_batch_records
+        self._batch_limit = min(most, max(limit // 2, _SMALLEST_BATCH))
+        result = await self._write_or_set_aside(batch)
+        self._batch_limit = min(most, limit * 2)
+        return result
+
+    async def _write_or_set_aside(self, batch: Batch) -> WriteResult:
         try:
             return await asyncio.to_thread(self._store.write, batch)
         except RowsRejected:
