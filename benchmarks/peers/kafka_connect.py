@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.peers.cache import cache
 from benchmarks.servers import parts, run
-from benchmarks.sink_stage import LOG_WITH_TEXT, PeerSink
+from benchmarks.sink_stage import LOG_WITH_TEXT, PEER_SCHEMA, PeerSink
 from tests.support.kafka_process import KAFKA_VERSION, kafka_jars
 from tests.support.processes import Process, free_port
 
@@ -64,15 +64,18 @@ class DebeziumSink(PeerSink):
     """Two tasks, one for each core, with the buffer and the form of statement it has for speed.
 
     Kafka Connect reads JSON with a fixed schema, in which an object has no place: the payload has to arrive
-    as a string.
+    as a string. Its form of statement takes no other type for a string either, so both columns are text.
     """
 
     name = "Kafka Connect, Debezium JDBC"
+    schema = PEER_SCHEMA.replace('timestamp" timestamptz', 'timestamp" text').replace(
+        "payload json", "payload text"
+    )
     settings: Mapping[str, str] = {
         "version": f"Kafka Connect {KAFKA_VERSION}, Debezium JDBC sink {VERSION}",
         "java": " ".join(_JAVA),
         "url": _URL_OPTIONS,
-        "payload": "a string in the log",
+        "payload": "a string in the log; payload and timestamp in columns of text",
         **_CONNECTOR,
     }
 
