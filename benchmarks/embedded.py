@@ -22,7 +22,7 @@ from typing import Any, Final
 import httpx
 import psycopg
 
-from benchmarks.gateway_stage import wait_answering
+from benchmarks.gateway_stage import START_SECONDS, wait_answering
 from benchmarks.http_client import send_all
 from benchmarks.machine import describe
 from benchmarks.resources import used
@@ -107,7 +107,7 @@ class Dev(Embedded):
         port = free_port()
         command = ["dev", "--port", str(port), "--data-dir", str(place / "data")]
         with aggregator("dev", *command, log=place / "dev.log") as process:
-            wait_ready(process, f"http://127.0.0.1:{port}")
+            wait_ready(process, f"http://127.0.0.1:{port}", START_SECONDS)
             httpx.get(f"http://127.0.0.1:{port}/stats", timeout=30).raise_for_status()
             (store,) = [file for file in (place / "data").glob("*.db") if file.name != "log.db"]
             yield process, port, store

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from benchmarks.gateway_stage import START_SECONDS
 from benchmarks.http_client import Sent, send_at_rate
 from benchmarks.machine import REPOSITORY, describe
 from benchmarks.resources import used
@@ -111,7 +112,7 @@ class Pipeline:
             )
 
         with role("worker") as worker, role("gateway") as gateway:
-            wait_ready(gateway, f"http://127.0.0.1:{port}")
+            wait_ready(gateway, f"http://127.0.0.1:{port}", START_SECONDS)
             yield gateway, worker, port
             gateway.terminate()
             worker.terminate()

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from benchmarks.gateway_stage import SIZES, Gateway, GatewayStage, Running, wait_answering
+from benchmarks.gateway_stage import SIZES, START_SECONDS, Gateway, GatewayStage, Running, wait_answering
 from benchmarks.http_load import CONNECTIONS, require_wrk
 from benchmarks.machine import describe, output_of
 from benchmarks.peers import mq_bridge, redpanda_connect, strimzi_bridge
@@ -48,7 +48,7 @@ class OurGateway(Gateway):
         }
         log = self.stage.directory / f"gateway-{topic}-{size}.log"
         with aggregator("gateway", "gateway", log=log, environment=environment) as process:
-            wait_ready(process, f"http://127.0.0.1:{port}")
+            wait_ready(process, f"http://127.0.0.1:{port}", START_SECONDS)
             yield Running(process, f"http://127.0.0.1:{port}/publish")
             process.terminate()
         log.unlink()

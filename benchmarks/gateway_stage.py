@@ -20,7 +20,7 @@ from tests.support.processes import Process
 
 SIZES: Final = (1, 10, 100, 1_000)
 _WARM_SECONDS: Final = 2
-_START_SECONDS: Final = 60.0
+START_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Gateway:
 
 def wait_answering(process: Process, port: int) -> None:
     """Until something listens on the port. Raises LeftOut."""
-    deadline = time.monotonic() + _START_SECONDS
+    deadline = time.monotonic() + START_SECONDS
     while True:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:

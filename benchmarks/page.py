@@ -83,6 +83,11 @@ def _conditions(result: Mapping[str, Any]) -> Iterator[str]:
         f" {machine['cores']} cores, {machine['memory_gb']:g} GB, {machine['system']}; load average at the"
         f" start {load}; event-aggregator {versions['event-aggregator']}, Python {versions['python']}."
     )
+    if result["load_average_at_start"][0] > machine["cores"] / 4:
+        yield (
+            "**The machine was busy with other work at the same time.** Rates are lower and latencies higher"
+            " than on a quiet one; CPU time per event and ratios are what can be read from these tables."
+        )
     yield f"Settings: {_settings(result['settings'])}.\n"
     for outcome in result["outcomes"]:
         if outcome["rounds"]:

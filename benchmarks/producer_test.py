@@ -37,10 +37,8 @@ class ProducerTest:
             command += ["org.apache.kafka.tools.ProducerPerformance", "--topic", topic]
             command += ["--num-records", str(_RECORDS), "--throughput", "-1"]
             command += ["--payload-file", str(self._payloads)]
-            command += ["--command-property", f"bootstrap.servers={self._stage.broker.bootstrap}"]
-            command += [
-                part for item in self.settings["producer"].split() for part in ("--command-property", item)
-            ]
+            command += ["--bootstrap-server", self._stage.broker.bootstrap]
+            command += ["--command-property", *self.settings["producer"].split()]
             printed = run(command, timeout=120)
             if self._stage.broker.end_offset(topic) != _RECORDS:
                 raise LeftOut("ProducerPerformance did not append what it was told to.")

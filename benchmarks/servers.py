@@ -34,6 +34,7 @@ POSTGRES: Final = {
 PARTITIONS: Final = 6
 
 _numbers: Final = itertools.count(1)
+_SHOWN: Final = 600
 _ADDRESS: Final = re.compile(r"https?://\S+|/\w[\w.-]*(?:/[\w.-]+){2,}")
 
 
@@ -211,5 +212,6 @@ def run(command: Sequence[str], *, timeout: float, **options: Any) -> str:
         raise LeftOut(f"`{command[0]}` did not run: {error}") from error
     if done.returncode != 0:
         said = _ADDRESS.sub("…", (done.stderr or done.stdout).strip())
-        raise LeftOut(f"`{' '.join(command[:2])} …` failed: {said[-400:]}")
+        shown = said if len(said) <= _SHOWN else f"{said[: _SHOWN // 2]} … {said[-_SHOWN // 2 :]}"
+        raise LeftOut(f"`{' '.join(command[:2])} …` failed: {shown}")
     return str(done.stdout)
