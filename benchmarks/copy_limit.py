@@ -90,7 +90,7 @@ class CopyLimit:
         return {
             "records_per_second": records / seconds,
             "seconds": seconds,
-            "postgres_cpu_seconds": after.cpu_seconds - before.cpu_seconds,
+            "postgres_cpu_us_per_record": (after.cpu_seconds - before.cpu_seconds) / records * 1e6,
             "wal_bytes_per_record": wal / records,
         }
 

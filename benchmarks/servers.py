@@ -34,7 +34,8 @@ POSTGRES: Final = {
 PARTITIONS: Final = 6
 
 _numbers: Final = itertools.count(1)
-_SHOWN: Final = 600
+_COLOUR: Final = re.compile("\x1b\\[[0-9;]*m")
+_SHOWN: Final = 300
 _ADDRESS: Final = re.compile(r"https?://\S+|/\w[\w.-]*(?:/[\w.-]+){2,}")
 
 
@@ -202,7 +203,7 @@ def work_directory() -> Iterator[Path]:
 def run(command: Sequence[str], *, timeout: float, **options: Any) -> str:
     """Run a command to its end and return what it printed.
 
-    Raises LeftOut with the end of its output, less addresses: they are this machine's business.
+    Raises LeftOut with the beginning of its output, less addresses: they are this machine's business.
     """
     try:
         done = subprocess.run(
@@ -211,7 +212,6 @@ def run(command: Sequence[str], *, timeout: float, **options: Any) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LeftOut(f"`{command[0]}` did not run: {error}") from error
     if done.returncode != 0:
-        said = _ADDRESS.sub("…", (done.stderr or done.stdout).strip())
-        shown = said if len(said) <= _SHOWN else f"{said[: _SHOWN // 2]} … {said[-_SHOWN // 2 :]}"
-        raise LeftOut(f"`{' '.join(command[:2])} …` failed: {shown}")
+        said = _ADDRESS.sub("…", _COLOUR.sub("", done.stdout + done.stderr).strip())
+        raise LeftOut(f"`{' '.join(command[:2])} …` failed: {said.replace('[ERROR] ', '')[:_SHOWN]}")
     return str(done.stdout)

@@ -26,7 +26,8 @@ COLUMNS: Final = (
     Column("records_per_second", "records/s", more_is_better=True),
     Column("cpu_us_per_record", "CPU µs/record", "{:,.1f}"),
     Column("peak_rss_mb", "peak MB"),
-    Column("postgres_cpu_seconds", "Postgres CPU s", "{:,.2f}"),
+    Column("postgres_cpu_us_per_record", "Postgres CPU µs/record", "{:,.1f}"),
+    Column("total_cpu_us_per_record", "both", "{:,.1f}"),
     Column("wal_bytes_per_record", "WAL B/record"),
 )
 TABLES: Final = (Table("Kafka to Postgres", COLUMNS),)

@@ -144,9 +144,12 @@ class SinkStage:
             time.sleep(_LOOK_SECONDS)
         after, server_after = used(process.pid), used(self.database.pid)
         records = len(self.load.events) * (1 - rows_before / self.load.distinct)
+        rates = _rates(records, ended - began, before, after)
+        postgres_us = (server_after.cpu_seconds - server_before.cpu_seconds) / records * 1e6
         return {
-            **_rates(records, ended - began, before, after),
-            "postgres_cpu_seconds": server_after.cpu_seconds - server_before.cpu_seconds,
+            **rates,
+            "postgres_cpu_us_per_record": postgres_us,
+            "total_cpu_us_per_record": rates["cpu_us_per_record"] + postgres_us,
             "wal_bytes_per_record": (self.database.wal_bytes() - wal) / records,
         }
 
