@@ -26,7 +26,8 @@ _TITLES: Final = {
 def benchmarks_page() -> str:
     """The whole page, of the results there are."""
     results = {name: read(name) for name in _TITLES if (RESULTS / f"{name}.json").exists()}
-    return "\n".join(page(results)) + "\n"
+    soak = read("soak") if (RESULTS / "soak.json").exists() else None
+    return "\n".join(page(results, soak)) + "\n"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def read(name: str) -> dict[str, Any]:
     return document
 
 
-def page(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def page(results: Mapping[str, Mapping[str, Any]], soak: Mapping[str, Any] | None = None) -> Iterator[str]:
     """Its lines."""
     yield _TEXT.read_text().rstrip()
     for name, result in results.items():
@@ -47,6 +48,8 @@ def page(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             yield ""
         yield from _left_out(result)
         yield from _conditions(result)
+    if soak is not None:
+        yield from _memory(soak)
     yield "\n## What others do better\n"
     yield "Every figure above in which another program, not a limit or a floor, is ahead of ours.\n"
     yield from _behind(results)
@@ -56,6 +59,24 @@ def _tables(result: Mapping[str, Any]) -> list[Table]:
     return [
         Table(table["title"], [Column(**column) for column in table["columns"]]) for table in result["tables"]
     ]
+
+
+def _memory(soak: Mapping[str, Any]) -> Iterator[str]:
+    settings = soak["settings"]
+    yield "\n## Memory over time\n"
+    yield (
+        f"`python -m benchmarks.soak`: {settings['minutes']:g} minutes at {settings['rate']} events/s, a fifth"
+        f" of them copies, {settings['batch']} in a request, while the admin API is asked every five seconds;"
+        " then nothing to do. Growth is that of the last quarter: SQLite's page cache, 64 MiB, takes a while to"
+        " fill.\n"
+    )
+    rows = [["role", "MB after a minute", "median MB", "most MB", "growth MB/h", "CPU with nothing to do"]]
+    for role, figures in soak["figures"].items():
+        sizes = (
+            f"{round(figures[name], 1) + 0.0:,.1f}" for name in ("early", "median", "most", "growth_per_hour")
+        )
+        rows.append([role, *sizes, f"{figures['idle_percent']:.1f} %"])
+    yield from _markdown(rows)
 
 
 def _markdown(rows: list[list[str]]) -> Iterator[str]:
