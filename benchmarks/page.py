@@ -65,10 +65,10 @@ def _memory(soak: Mapping[str, Any]) -> Iterator[str]:
     settings = soak["settings"]
     yield "\n## Memory over time\n"
     yield (
-        f"`python -m benchmarks.soak`: {settings['minutes']:g} minutes at {settings['rate']} events/s, a fifth"
-        f" of them copies, {settings['batch']} in a request, while the admin API is asked every five seconds;"
-        " then nothing to do. Growth is that of the last quarter: SQLite's page cache, 64 MiB, takes a while to"
-        " fill.\n"
+        f"`python -m benchmarks.soak`: {settings['minutes']:g} minutes at {settings['rate']} events/s, a"
+        f" fifth of them copies, {settings['batch']} in a request, while the admin API is asked every five"
+        " seconds; then nothing to do. Growth is that of the last quarter: SQLite's page cache, 64 MiB,"
+        " takes a while to fill.\n"
     )
     rows = [["role", "MB after a minute", "median MB", "most MB", "growth MB/h", "CPU with nothing to do"]]
     for role, figures in soak["figures"].items():
