@@ -354,7 +354,7 @@ def test_client_that_leaves_mid_body_or_before_the_answer_leaves_nothing_behind(
 def connected(product: Product, headers: list[str]) -> socket.socket:
     """A connection that has sent the head of a publish request."""
     connection = socket.create_connection(("127.0.0.1", product.port), timeout=20)
-    lines = ["POST /publish HTTP/1.1", "host: x", "content-type: application/json", *headers]
+    lines = ["POST /publish HTTP/1.1", "host: localhost", "content-type: application/json", *headers]
     connection.sendall("\r\n".join(lines).encode() + b"\r\n\r\n")
     return connection
 
