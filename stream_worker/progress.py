@@ -25,6 +25,9 @@ class Progress:
 
     A partition is absent from the assignment until it has been positioned, and again from the moment it is
     revoked. Positions change only by `advance`, with what the store says is now stored.
+
+    Attributes:
+        changes: grows whenever positions are given up.
     """
 
     def __init__(self, store: EventStore) -> None:
@@ -32,14 +35,19 @@ class Progress:
         self._positions: dict[int, Position] = {}
         # Partitions sought one record back, whose first record has to match the stored fingerprint.
         self._unverified: dict[int, int] = {}
-        self._changes = 0
+        self.changes = 0
 
     def forget(self, partitions: Iterable[int] | None = None) -> None:
         """Drop partitions (all, if None); they are positioned afresh before they are polled again."""
-        self._changes += 1
+        self.changes += 1
         for partition in list(self._positions) if partitions is None else partitions:
             self._positions.pop(partition, None)
             self._unverified.pop(partition, None)
+
+    @property
+    def has_unverified(self) -> bool:
+        """Whether the next poll may return records that `verify` takes out."""
+        return bool(self._unverified)
 
     def holds(self, advances: Iterable[Advance]) -> bool:
         """Whether every one of these moves starts from the position held now."""
@@ -64,13 +72,13 @@ class Progress:
         new = consumer.assignment() - self._positions.keys()
         if not new:
             return
-        changes = self._changes
+        changes = self.changes
         held = await consumer.offsets(new)
         stored = await asyncio.to_thread(self._store.positions, {p: held[p].beginning for p in new})
         fingerprints = await asyncio.to_thread(self._store.stored_fingerprints, new)
         for partition in sorted(new):
             position = await self._fitting(stored[partition], held[partition])
-            if self._changes != changes:
+            if self.changes != changes:
                 return  # A rebalance came in between; what was read may be about somebody else's partition.
             expected = fingerprints.get(partition)
             unchanged = position == stored[partition]

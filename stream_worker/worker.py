@@ -1,5 +1,8 @@
 """The loop: poll, decode, store, commit.
 
+Overlap. While a large batch is being stored, the next one is read and decoded (`Reader`). They are stored one
+after the other, in order.
+
 Offsets. `Progress` holds the *position* of each partition, which is what the database holds. A poll reads on
 from there; the batch made of it carries its moves as *advances*. Storing the batch moves the position in the
 same transaction. Only then are offsets committed to the group, as a mirror for lag tools.
@@ -16,22 +19,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeVar
 
 import structlog
 
 from broker.errors import BrokerError, CommitFailed, LogMisconfigured
 from broker.ports import Consumer, Log, Poll
-from db.batch import Batch, InvalidRecord, Rejected, WriteResult
+from db.batch import Batch, InvalidRecord, Rejected, ValidRecord, WriteResult
 from db.errors import FenceLost, RowsRejected, StoreUnavailable
 from db.event_store import EventStore
 from events.verdict import DATABASE_REASON
 from stream_worker.backoff import Backoff, wait_or_stop
-from stream_worker.decode import decode_records
 from stream_worker.lag import keep_sampled
 from stream_worker.metrics import WorkerMetrics
 from stream_worker.progress import Progress
+from stream_worker.read_ahead import Reader, Reading
 from stream_worker.settings import WorkerSettings
 from stream_worker.watchdog import Watchdog, WorkerStuck
 from telemetry.metrics import Metrics
@@ -74,6 +77,7 @@ class Worker:
         self._settings = settings
         self._before_commit = before_commit
         self._progress = Progress(store)
+        self._reader = Reader(self._progress, settings.poll_timeout_seconds, self._metrics, self._tracing)
         self._storing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._backoff = Backoff(settings.backoff_min_seconds, settings.backoff_max_seconds)
@@ -119,6 +123,7 @@ class Worker:
                 # A transaction under way is shielded from this, and the fence keeps it honest.
                 working.cancel()
                 await asyncio.wait({working, watching})
+                await self._reader.drop()
                 self._progress.forget()
                 self._metrics.lag.revoked()
                 self._assignment = frozenset
@@ -160,36 +165,23 @@ class Worker:
         if time.monotonic() >= self._recheck_at:
             self._recheck_at = time.monotonic() + self._settings.recheck_interval_seconds
             self._progress.forget()
-        await self._progress.position_assigned(consumer)
-        self._metrics.lag.positioned(self._progress.next_offsets())
-        poll, poll_span = await self._poll(consumer)
-        poll = await self._progress.verify(poll, consumer)
-        if not poll.records:
+        reading = await self._reader.next(consumer, self._batch_limit)
+        poll = await self._progress.verify(reading.poll, consumer)
+        if not self._reader.is_current(reading):
+            self._progress.forget()
+            return None
+        batch = Batch(_decoded(reading, poll), self._progress.advances(poll))
+        if not batch.records:
             # Transaction markers alone still move positions.
-            return await self._store_in_turn(Batch([], self._progress.advances(poll)), consumer)
+            return await self._store_in_turn(batch, consumer)
+        self._reader.read_ahead(consumer, reading, self._batch_limit)
         with self._tracing.process(
             (getattr(record, "headers", ()) for record in poll.records),
             len(poll.records),
             poll.next_offsets,
-            poll_span,
+            reading.span,
         ):
-            with self._metrics.stage("decode"):
-                records = await asyncio.to_thread(decode_records, poll.records)
-            return await self._store_in_turn(Batch(records, self._progress.advances(poll)), consumer)
-
-    async def _poll(self, consumer: Consumer) -> tuple[Poll, object]:
-        """Poll; returns what was read, and the span to be the parent of what is made of it."""
-        started_ns = time.time_ns()
-        try:
-            poll = await consumer.poll(self._batch_limit, self._settings.poll_timeout_seconds)
-        except BrokerError as error:
-            self._tracing.poll(started_ns, 0, (), error)
-            raise
-        span = None
-        if poll.records:
-            # A poll that finds nothing says nothing.
-            span = self._tracing.poll(started_ns, len(poll.records), poll.next_offsets)
-        return poll, span
+            return await self._store_in_turn(batch, consumer)
 
     async def _store_in_turn(self, batch: Batch, consumer: Consumer) -> WriteResult | None:
         """Store and commit, unless nothing moves or a partition was lost meanwhile."""
@@ -284,6 +276,14 @@ class Worker:
                 self._backoff.reset()
                 return result
         return None
+
+
+def _decoded(reading: Reading, poll: Poll) -> Sequence[ValidRecord | InvalidRecord]:
+    """The records of a reading that are left in a poll after it was verified."""
+    if poll is reading.poll:
+        return reading.records
+    left = {(record.partition, record.offset) for record in poll.records}
+    return [record for record in reading.records if (record.at.partition, record.at.offset) in left]
 
 
 def _place(batch: Batch) -> dict[str, int]:
