@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -86,6 +86,10 @@ class Batch(msgspec.Struct, frozen=True):
 
     records: Sequence[ValidRecord | InvalidRecord]
     advances: Sequence[Advance]
+
+
+WhenSent = Callable[[], object]
+"""Called once a database server has every event of a batch, and the work is all its own for a while."""
 
 
 class Rejected(msgspec.Struct, frozen=True):

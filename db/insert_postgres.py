@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection
 
-from db.batch import Advance, ValidRecord
+from db.batch import Advance, ValidRecord, WhenSent
 from db.counts import CountKey, Counts
 from db.errors import StoreUnavailable
 
@@ -172,6 +172,7 @@ def insert_new(
     records: Sequence[ValidRecord],
     incarnations: Mapping[int, int],
     stored_at: dt.datetime,
+    when_sent: WhenSent | None = None,
 ) -> dict[int, int]:
     """Insert those events whose identity is not stored yet.
 
@@ -189,6 +190,8 @@ def insert_new(
             # In pieces, so that the server reads one while the next is being packed.
             for piece in pack_rows(records, incarnations):
                 copy.write(piece)
+        if when_sent is not None:
+            when_sent()
         # Never a prepared statement: its plan would be made for the batch size of the time it was prepared.
         known: dict[int, int | None] = dict(
             cursor.execute(_INSERT, {"stored_at": stored_at}, prepare=False).fetchall()

@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from db.batch import Advance, ValidRecord
+from db.batch import Advance, ValidRecord, WhenSent
 from db.counts import CountKey, Counts
 from db.types import microseconds
 
@@ -88,6 +88,7 @@ def insert_new(
     records: Sequence[ValidRecord],
     incarnations: Mapping[int, int],
     stored_at: dt.datetime,
+    _: WhenSent | None = None,
 ) -> dict[int, int]:
     """Insert those events whose identity is not stored yet.
 

@@ -47,6 +47,7 @@ class Reader:
         self._poll_timeout_seconds = poll_timeout_seconds
         self._metrics = metrics
         self._tracing = tracing
+        self._allowed: tuple[Consumer, int] | None = None
         self._ahead: asyncio.Task[Reading] | None = None
 
     async def next(self, consumer: Consumer, max_records: int) -> Reading:
@@ -73,19 +74,30 @@ class Reader:
         """Whether no position was given up since it began."""
         return reading.as_of == self._progress.changes
 
-    def read_ahead(self, consumer: Consumer, reading: Reading, max_records: int) -> None:
-        """Begin to read what comes after a reading that is about to be stored.
+    def allow_read_ahead(self, consumer: Consumer, reading: Reading, max_records: int) -> None:
+        """Say what `begin_read_ahead` is to do while this reading is being stored.
 
-        Only if that was a large part of what a batch may hold: with less, waiting for the store lets the next
-        batch grow, which costs the database less. And only if no first record of a partition is still to be
-        compared with what was stored before it.
+        Nothing, unless the reading was a large part of what a batch may hold: with less, waiting for the
+        store lets the next batch grow, which costs the database less. Nor while the first record of a
+        partition is still to be compared with what was stored before it.
         """
         is_large = 2 * len(reading.records) >= max_records
         if is_large and not self._progress.has_unverified:
-            self._ahead = asyncio.create_task(self._read(consumer, max_records), name="read ahead")
+            self._allowed = (consumer, max_records)
+
+    def begin_read_ahead(self) -> None:
+        """Read what comes next, if that is allowed. To be called once the work is the database's.
+
+        Not before: the thread that packs rows for the database would have to share Python with decoding, and
+        the database would wait for both.
+        """
+        allowed, self._allowed = self._allowed, None
+        if allowed is not None:
+            self._ahead = asyncio.create_task(self._read(*allowed), name="read ahead")
 
     async def drop(self) -> None:
-        """Forget what was read ahead; positions are to be given up too."""
+        """Forget what was read ahead, and read no further; positions are to be given up too."""
+        self._allowed = None
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
@@ -94,6 +106,7 @@ class Reader:
                 ahead.exception()
 
     async def _read_before(self) -> Reading | None:
+        self._allowed = None
         ahead, self._ahead = self._ahead, None
         return None if ahead is None else await ahead
 

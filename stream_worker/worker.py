@@ -1,7 +1,7 @@
 """The loop: poll, decode, store, commit.
 
-Overlap. While a large batch is being stored, the next one is read and decoded (`Reader`). They are stored one
-after the other, in order.
+Overlap. While the database works on a large batch, the next one is read and decoded (`Reader`). They are
+stored one after the other, in order.
 
 Offsets. `Progress` holds the *position* of each partition, which is what the database holds. A poll reads on
 from there; the batch made of it carries its moves as *advances*. Storing the batch moves the position in the
@@ -174,7 +174,7 @@ class Worker:
         if not batch.records:
             # Transaction markers alone still move positions.
             return await self._store_in_turn(batch, consumer)
-        self._reader.read_ahead(consumer, reading, self._batch_limit)
+        self._reader.allow_read_ahead(consumer, reading, self._batch_limit)
         with self._tracing.process(
             (getattr(record, "headers", ()) for record in poll.records),
             len(poll.records),
@@ -231,8 +231,11 @@ class Worker:
         return result
 
     async def _write_or_set_aside(self, batch: Batch) -> WriteResult:
+        in_loop = asyncio.get_running_loop().call_soon_threadsafe
         try:
-            return await asyncio.to_thread(self._store.write, batch)
+            return await asyncio.to_thread(
+                self._store.write, batch, lambda: in_loop(self._reader.begin_read_ahead)
+            )
         except RowsRejected:
             rejected = await asyncio.to_thread(self._store.find_rejected, batch)
             return await asyncio.to_thread(self._store.write, self._set_aside(batch, rejected))
