@@ -34,7 +34,7 @@ CONNECTIONS: Final = 64
 LOG: Final = "events"
 NAME: Final = "gateway, log, worker, Postgres"
 PERCENTILES: Final = (50, 90, 99, 99.9)
-_WARM_SECONDS: Final = 5
+_WARM_SECONDS: Final = 30
 _COST: Final = (
     Column("gateway_cpu_share", "gateway cores", "{:,.2f}"),
     Column("worker_cpu_share", "worker cores", "{:,.2f}"),

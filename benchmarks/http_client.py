@@ -89,6 +89,8 @@ async def _open(port: int, bodies: Sequence[bytes], per_second: float, connectio
 
     async def send(number: int) -> None:
         connection = await idle.get()
+        if connection.is_closed:
+            connection = await _connect(port)
         await _exchange(connection, bodies[number], number, sent)
         idle.put_nowait(connection)
 
@@ -124,7 +126,7 @@ class _Connection(asyncio.Protocol):
 
     async def post(self, body: bytes) -> int:
         """The status of the answer; 0 if the connection was lost before it."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self.is_closed:
             return 0
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(
@@ -132,6 +134,11 @@ class _Connection(asyncio.Protocol):
             b"content-length: %d\r\n\r\n%b" % (len(body), body)
         )
         return await self._answer
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the server has closed it, as servers do with idle connections."""
+        return self._transport is None or self._transport.is_closing()
 
     def close(self) -> None:
         if self._transport is not None:

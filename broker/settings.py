@@ -88,6 +88,13 @@ class KafkaSettings(BaseModel):
         gt=0,
         description="Bytes of records the producer holds unacknowledged; above that the log counts as full.",
     )
+    linger_seconds: float = Field(
+        default=0.003,
+        ge=0,
+        le=1,
+        description="While batches are on their way to the brokers, the next records wait so long for others"
+        " to share a request with. What comes when nothing is on its way is sent at once.",
+    )
     max_partition_fetch_bytes: int = Field(
         default=4 * 1024 * 1024,
         gt=0,

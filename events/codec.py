@@ -77,29 +77,9 @@ def decode_event(raw: bytes) -> Event:
     Raises:
         InvalidEvent: with the rule that was broken and, where they could be read, topic and event_id.
     """
-    if len(raw) > MAX_EVENT_BYTES:
-        raise InvalidEvent(
-            InvalidCode.TOO_LARGE,
-            f"The event is {len(raw):,} bytes; the limit is {MAX_EVENT_BYTES:,} bytes.",
-        )
-    try:
-        envelope = _decode_envelope(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        _refuse(raw)
+    envelope, timestamp, payload, value = _checked(raw)
     topic, event_id, source = envelope.topic, envelope.event_id, envelope.source
-    payload = bytes(envelope.payload)
-    try:
-        check_name("topic", topic)
-        check_name("event_id", event_id)
-        _check_source(source)
-        timestamp = parse_timestamp(envelope.timestamp)
-        canonical = _canonical_payload(payload)
-    except InvalidEvent as error:
-        # Bytes that are not text break that rule before any other, whichever was looked at first.
-        _require_utf8(raw)
-        error.topic = _readable_name(topic)
-        error.event_id = _readable_name(event_id)
-        raise
+    canonical = orjson.dumps(value, default=_encode_number, option=orjson.OPT_SORT_KEYS)
     content = b"%d\0%b\0%b" % ((timestamp - _EPOCH) // _MICROSECOND, source.encode(), canonical)
     return Event(
         topic=topic,
@@ -110,6 +90,43 @@ def decode_event(raw: bytes) -> Event:
         key=identity(topic, event_id),
         content_hash=int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True),
     )
+
+
+def check_event(raw: bytes) -> tuple[str, str]:
+    """Topic and event_id of one event, after the same checks: for who only passes it on.
+
+    Raises:
+        InvalidEvent: exactly where `decode_event` does.
+    """
+    envelope = _checked(raw)[0]
+    return envelope.topic, envelope.event_id
+
+
+def _checked(raw: bytes) -> tuple[_Envelope, dt.datetime, bytes, Any]:
+    """Envelope, timestamp, payload as sent, and payload as parsed; every rule holds."""
+    if len(raw) > MAX_EVENT_BYTES:
+        raise InvalidEvent(
+            InvalidCode.TOO_LARGE,
+            f"The event is {len(raw):,} bytes; the limit is {MAX_EVENT_BYTES:,} bytes.",
+        )
+    try:
+        envelope = _decode_envelope(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        _refuse(raw)
+    payload = bytes(envelope.payload)
+    try:
+        check_name("topic", envelope.topic)
+        check_name("event_id", envelope.event_id)
+        _check_source(envelope.source)
+        timestamp = parse_timestamp(envelope.timestamp)
+        value = _parse_payload(payload)
+    except InvalidEvent as error:
+        # Bytes that are not text break that rule before any other, whichever was looked at first.
+        _require_utf8(raw)
+        error.topic = _readable_name(envelope.topic)
+        error.event_id = _readable_name(envelope.event_id)
+        raise
+    return envelope, timestamp, payload, value
 
 
 def split_events(body: bytes, limit: int | None = None) -> list[bytes]:
@@ -226,8 +243,8 @@ def _readable_name(value: object) -> str | None:
     return value
 
 
-def _canonical_payload(payload: bytes) -> bytes:
-    """Sorted, compact JSON of the payload, after checking every rule it has to obey."""
+def _parse_payload(payload: bytes) -> Any:
+    """The payload's value, after checking every rule it has to obey; `_encode_number` for what JSON lacks."""
     if payload[:1] != b"{":
         raise InvalidEvent(InvalidCode.SCHEMA, "`payload` must be a JSON object.")
     if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _depth(payload) > MAX_DEPTH:
@@ -241,7 +258,7 @@ def _canonical_payload(payload: bytes) -> bytes:
             value = _parse_exactly(payload)
     if b"\\u0000" in payload:
         _check_text(value)
-    return orjson.dumps(value, default=_encode_number, option=orjson.OPT_SORT_KEYS)
+    return value
 
 
 def _parse_exactly(payload: bytes) -> Any:

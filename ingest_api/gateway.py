@@ -21,7 +21,7 @@ from broker.errors import (
     RecordTooLarge,
 )
 from broker.ports import Headers, NewRecord, Producer
-from events.codec import decode_event, split_events
+from events.codec import check_event, split_events
 from events.errors import InvalidCode, InvalidEvent
 from events.event import log_key
 from ingest_api.body import InFlight
@@ -225,18 +225,18 @@ class Gateway:
                 await asyncio.sleep(0)
                 turn_ends = monotonic() + TURN_S
             try:
-                event = decode_event(raw)
+                topic, event_id = check_event(raw)
             except InvalidEvent as error:
                 reason = _WHOLE_BODY.get(error.code)
                 if reason is not None:
                     raise Refused(reason, f"Event {index:,}: {error.message}") from None
                 rejected.add(EventError(index, error.event_id, error.code, error.message))
                 continue
-            barred = permit and permit.topic_error(index, event.topic, event.event_id)
+            barred = permit and permit.topic_error(index, topic, event_id)
             if barred:
                 rejected.add(barred)
             else:
-                records.append(NewRecord(log_key(event.topic, event.event_id), raw, headers))
+                records.append(NewRecord(log_key(topic, event_id), raw, headers))
         return records, rejected
 
     def _headers(self, trace: TraceContext | None) -> Headers:

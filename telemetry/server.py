@@ -11,6 +11,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_TIMEOUT_SECONDS: Final = 10.0
+KEEP_ALIVE_SECONDS: Final = 75
+"""An idle connection is kept so long: longer than the minute after which load balancers usually close theirs,
+so that none sends a request on a connection that is being closed here."""
 
 
 class HttpServer(uvicorn.Server):
@@ -46,6 +49,7 @@ class HttpServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=max(1, ceil(shutdown_grace_seconds)),
             )
         )

@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka_errors
 from aiokafka.protocol.fetch import FetchRequest
 
-FETCH_WAIT_MS: Final = 200
+_WAIT_MS: Final = 200
 """What a broker waits for the first byte."""
 _READ_COMMITTED: Final = 1
 
@@ -31,7 +31,7 @@ class Fetched(NamedTuple):
 async def fetch(client: Any, leader: int, place: TopicPartition, position: int, limit: int) -> Fetched:
     """Fetch committed records from `position` on, up to `limit` bytes. Raises KafkaError."""
     topics = [(place.topic, [(place.partition, position, limit)])]
-    answer = await client.send(leader, FetchRequest(FETCH_WAIT_MS, 1, limit, _READ_COMMITTED, topics))
+    answer = await client.send(leader, FetchRequest(_WAIT_MS, 1, limit, _READ_COMMITTED, topics))
     ((_, ((_, error_code, high_water, *rest),)),) = answer.topics
     if error_code:
         raise kafka_errors.for_code(error_code)({place: position})

@@ -82,7 +82,7 @@ class Lane:
     """The records waiting for one partition, in the order of their publishes, and the batch being sent.
 
     There is one batch at a time, so records of one partition never overtake each other; whatever arrives
-    meanwhile forms the next batch, which is why no time is spent waiting for batches to fill.
+    meanwhile forms the next batch.
     """
 
     def __init__(self, partition: int) -> None:

@@ -23,7 +23,7 @@ from broker.kafka.client import (
     topic_batch_limit,
     translated,
 )
-from broker.kafka.fetch import FETCH_WAIT_MS, fetch
+from broker.kafka.fetch import fetch
 from broker.kafka.salvage import salvage
 from broker.ports import Record, UndecodableRecord
 from broker.settings import KafkaSettings
@@ -32,6 +32,10 @@ _log = logging.getLogger(__name__)
 
 _LAST_CHANCE: Final = 2.0
 _OVERSIZED_FACTOR: Final = 16
+_WORTH_FETCHING_BYTES: Final = 16 * 1024
+_FETCH_WAIT_MS: Final = 50
+"""A broker answers a fetch once there is so much, or after so long with whatever there is: records that
+trickle in would else be fetched, and stored, one by one."""
 
 OnChange = Callable[[frozenset[int]], Awaitable[None]]
 
@@ -57,7 +61,8 @@ class Membership:
             rebalance_timeout_ms=milliseconds(settings.rebalance_timeout_seconds),
             heartbeat_interval_ms=milliseconds(settings.heartbeat_interval_seconds),
             max_poll_interval_ms=milliseconds(settings.max_poll_interval_seconds),
-            fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_min_bytes=_WORTH_FETCHING_BYTES,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
             fetch_max_bytes=settings.max_fetch_bytes,
             max_partition_fetch_bytes=settings.max_partition_fetch_bytes,
         )

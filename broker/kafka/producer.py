@@ -59,6 +59,8 @@ class KafkaProducer:
         self._partitions = 0
         self._buffered_records = 0
         self._buffered_bytes = 0
+        self._under_way = 0
+        self._departure: asyncio.Event | None = None
         self._watch: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -173,6 +175,8 @@ class KafkaProducer:
         try:
             while lane.pending:
                 await self._connected.wait()
+                if self._under_way or self._departure is not None:
+                    await self._linger()
                 session = self._session
                 if session is None:
                     continue
@@ -180,10 +184,24 @@ class KafkaProducer:
         finally:
             lane.task = None
 
+    async def _linger(self) -> None:
+        """Wait a moment, so that what arrives for any partition meanwhile shares a request to the brokers."""
+        departure = self._departure
+        if departure is None:
+            departure = self._departure = asyncio.Event()
+            asyncio.get_running_loop().call_later(self._settings.linger_seconds, self._depart)
+        await departure.wait()
+
+    def _depart(self) -> None:
+        departure, self._departure = self._departure, None
+        if departure is not None:
+            departure.set()
+
     async def _send(self, session: Session, lane: Lane) -> None:
         batch = Batch(session.create_batch(), time.monotonic())
         records = size = 0
         lane.sending = batch
+        self._under_way += 1
         try:
             lane.fill(batch)
             records, size = batch.records, batch.size
@@ -212,6 +230,7 @@ class KafkaProducer:
             raise
         finally:
             lane.sending = None
+            self._under_way -= 1
             self._release(records, size)
 
     def _failure(self, error: KafkaError) -> BrokerError:

@@ -45,7 +45,8 @@ class Session:
         )
         self._client = self._producer.client
         adopt(self._client, settings.topic)
-        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sending: set[asyncio.Task[Any]] = set()
+        self._lost = asyncio.Event()
 
     async def open(self, *, check_limit: bool) -> None:
         """Connect, find the topic and compare its limit with ours; bounded in time.
@@ -87,12 +88,19 @@ class Session:
             KafkaError: as aiokafka does, after its own retries.
             SessionLost: `close` was called meanwhile.
         """
-        sending = asyncio.create_task(self._send(builder, partition), name="kafka-send-batch")
-        await asyncio.wait({sending, self._lost}, return_when=asyncio.FIRST_COMPLETED)
-        if sending.done():
-            return await sending
-        sending.cancel()
-        raise SessionLost
+        if self._lost.is_set():
+            raise SessionLost
+        task = asyncio.current_task()
+        assert task is not None
+        self._sending.add(task)
+        try:
+            await self._send(builder, partition)
+        except asyncio.CancelledError:
+            if self._lost.is_set() and not task.uncancel():
+                raise SessionLost from None
+            raise
+        finally:
+            self._sending.discard(task)
 
     async def _send(self, builder: BatchBuilder, partition: int) -> None:
         known = self._client.cluster.partitions_for_topic(self._settings.topic)
@@ -108,8 +116,11 @@ class Session:
         stopping = asyncio.create_task(self._producer.stop(), name="kafka-producer-stop")
         if timeout > 0:
             await asyncio.wait({stopping}, timeout=timeout)
-        if not self._lost.done():
-            self._lost.set_result(None)
+        self._lost.set()
+        for task in self._sending:
+            # As `asyncio.timeout` does it; a task made for each batch would cost more than the batch.
+            task.cancel()
+        self._sending.clear()
         if not stopping.done():
             await self._cut_off(stopping)
         if stopping.done() and not stopping.cancelled() and stopping.exception() is not None:

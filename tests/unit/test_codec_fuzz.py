@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.codec import decode_event, split_events
+from events.codec import check_event, decode_event, split_events
 from events.errors import InvalidEvent
 from events.event import Event
 from tests.support.mutations import mutated
@@ -47,6 +47,16 @@ def outcome(raw: bytes) -> tuple[Any, ...]:
 @given(st.binary(max_size=300) | damaged)
 def test_any_bytes_are_an_event_or_a_reason(raw: bytes) -> None:
     assert outcome(raw) == outcome(raw)
+
+
+@given(raw_events | damaged)
+def test_checking_finds_what_decoding_finds(raw: bytes) -> None:
+    try:
+        checked: tuple[Any, ...] = check_event(raw)
+    except InvalidEvent as error:
+        checked = error.code, error.topic, error.event_id
+    decoded = outcome(raw)
+    assert checked == decoded[: len(checked)]
 
 
 @given(raw_events | damaged)
