@@ -224,6 +224,9 @@ class KafkaBroker:
     def pause(self) -> None:
         """SIGSTOP: connections stay open, nothing answers."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            # Until each of its threads stands still, one of them may answer yet.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
