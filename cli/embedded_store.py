@@ -20,7 +20,7 @@ from db.engine import open_engine
 from db.queries import StoreQueries
 from db.settings import DatabaseSettings
 from ingest_api.gateway import Gateway
-from ingest_api.routes import publish_router
+from ingest_api.routes import install_publish_route
 from telemetry.api_page import install_api_page
 from telemetry.health import health_router
 from telemetry.http import install_problem_responses
@@ -83,7 +83,7 @@ class EmbeddedStore:
             docs_url=None,
             redoc_url=None,
         )
-        app.include_router(publish_router(gateway))
+        install_publish_route(app, gateway)
         app.include_router(admin_router(self._queries, self._view, self._settings.admin, self.office))
         app.include_router(health_router(gateway.readiness, lambda: self.worker.is_alive))
         install_api_page(app)

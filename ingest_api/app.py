@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from access.openapi import document_keys
 from ingest_api.gateway import Gateway
-from ingest_api.routes import publish_router
+from ingest_api.routes import install_publish_route
 from telemetry.api_page import install_api_page
 from telemetry.health import health_router
 from telemetry.http import install_problem_responses
@@ -33,7 +33,7 @@ def create_gateway_app(
         redoc_url=None,
         lifespan=lifespan or gateway_lifespan(gateway),
     )
-    app.include_router(publish_router(gateway))
+    install_publish_route(app, gateway)
     app.include_router(health_router(gateway.readiness))
     install_api_page(app)
     install_problem_responses(app, log_level=log_level, metrics=gateway.metrics.process)

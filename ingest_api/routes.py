@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -34,8 +34,8 @@ class _DirectRoute(APIRoute):
         await response(scope, receive, send)
 
 
-def publish_router(gateway: Gateway) -> APIRouter:
-    """`POST /publish`."""
+def install_publish_route(app: FastAPI, gateway: Gateway) -> None:
+    """`POST /publish`, before all others: a request would be looked up twice in a router that is included."""
     router = APIRouter(tags=["publish"], route_class=_DirectRoute)
 
     @router.post("/publish", summary="Publish events", **publish_operation(gateway.settings))
@@ -55,7 +55,7 @@ def publish_router(gateway: Gateway) -> APIRouter:
             response.headers["connection"] = "close"
         return response
 
-    return router
+    app.router.routes[:0] = router.routes
 
 
 def _trace_context(headers: Headers) -> TraceContext | None:
