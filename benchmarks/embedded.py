@@ -130,12 +130,13 @@ class WithSqlite(Embedded):
     """FastAPI, asyncio.Queue, one SQLite INSERT and commit per event."""
 
     name = "queue + SQLite, row by row"
+    kind = "sqlite"
     events_of: Mapping[int, int] = FEWER_OF
     settings: Mapping[str, str] = {"synchronous": "FULL", "journal": "WAL", "answers": "after the commit"}
 
     @contextlib.contextmanager
     def running(self, place: Path) -> Iterator[tuple[Process, int, Any]]:
-        with _predecessor("sqlite", str(place / "events.db"), place) as (process, port):
+        with _predecessor(self.kind, str(place / "events.db"), place) as (process, port):
             yield process, port, place / "events.db"
 
 

@@ -6,7 +6,7 @@ Nothing in the page's tables is typed by hand, and neither is the list of what o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,11 +15,14 @@ from benchmarks.result import RESULTS, Column, Table
 _TEXT: Final = Path(__file__).with_name("page.md")
 _LIMITS: Final = ("limit: ", "floor: ")
 """Names of contestants that do less than the job begin so."""
+_BARS: Final = frozenset({"sink", "gateway", "embedded"})
+_LATENCIES: Final = "end_to_end"
 _TITLES: Final = {
     "sink": "Kafka to Postgres",
     "gateway": "HTTP to the log",
     "end_to_end": "From the request to the row",
     "embedded": "The embedded mode",
+    "killed": "Killed at work",
 }
 
 
@@ -46,6 +49,10 @@ def page(results: Mapping[str, Mapping[str, Any]], soak: Mapping[str, Any] | Non
             yield f"### {table.title}\n"
             yield from _markdown(table.rows(result["outcomes"], result["reference"]))
             yield ""
+            if name in _BARS:
+                yield from _bars(table, result)
+        if name == _LATENCIES:
+            yield from _percentile_lines(result)
         yield from _left_out(result)
         yield from _conditions(result)
     if soak is not None:
@@ -59,6 +66,48 @@ def _tables(result: Mapping[str, Any]) -> list[Table]:
     return [
         Table(table["title"], [Column(**column) for column in table["columns"]]) for table in result["tables"]
     ]
+
+
+def _bars(table: Table, result: Mapping[str, Any]) -> Iterator[str]:
+    """The first column as a plot, of those who do the whole job, if there are several."""
+    first = table.columns[0]
+    values = {
+        outcome["name"]: outcome["median"][first.figure]
+        for outcome in result["outcomes"]
+        if first.figure in outcome["median"] and not outcome["name"].startswith(_LIMITS)
+    }
+    if len(values) > 1:
+        title = f"{table.title}: {first.title}"
+        yield from _plot(title, first.title, values, [("bar", list(values.values()))])
+
+
+def _percentile_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Percentiles of ours, one line for each table of latencies."""
+    ours = next(o["median"] for o in result["outcomes"] if o["name"] == result["reference"])
+    tables = [table for table in _tables(result) if all("_ms" in column.figure for column in table.columns)]
+    if not ours or not tables:
+        return
+    columns = [column for column in tables[0].columns if "_p" in column.figure]
+    lines = [
+        ("line", [ours[column.figure] for column in table.columns if "_p" in column.figure])
+        for table in tables
+    ]
+    title = f"{tables[0].title}; above it, {tables[1].title}" if len(tables) > 1 else tables[0].title
+    yield from _plot(title, "ms", [column.title.removesuffix(" ms") for column in columns], lines)
+
+
+def _plot(
+    title: str, unit: str, labels: Iterable[str], series: Iterable[tuple[str, list[float]]]
+) -> Iterator[str]:
+    """A plot in the notation of Mermaid, which the usual viewers of Markdown draw."""
+    yield "```mermaid"
+    yield "xychart-beta"
+    yield f'    title "{title}"'
+    yield "    x-axis [{}]".format(", ".join(f'"{label}"' for label in labels))
+    yield f'    y-axis "{unit}"'
+    for kind, values in series:
+        yield f"    {kind} [{', '.join(f'{value:g}' for value in values)}]"
+    yield "```\n"
 
 
 def _memory(soak: Mapping[str, Any]) -> Iterator[str]:

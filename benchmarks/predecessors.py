@@ -1,11 +1,11 @@
 """What one writes first: two small services that answer once an event is durable, and no sooner.
 
-Usage: python -m benchmarks.predecessors sqlite|postgres PORT PATH|URL
+Usage: python -m benchmarks.predecessors sqlite|sqlite-at-once|postgres PORT PATH|URL
 
 `sqlite`: FastAPI, an asyncio.Queue, and a task that inserts one event after the other. `postgres`: FastAPI,
 and an insert awaited in the request. Both keep the first event of an identity; neither knows conflicts,
-counters or dead letters. The usual first version of `sqlite` answers before anything is written; this one
-waits for it.
+counters or dead letters. The usual first version of `sqlite` answers before anything is written
+(`sqlite-at-once`); this one waits for it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import asyncio
 import json
 import sqlite3
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -42,7 +43,7 @@ class Event(BaseModel):
         return self.topic, self.event_id, self.timestamp.isoformat(), self.source, json.dumps(self.payload)
 
 
-def with_sqlite(path: str) -> FastAPI:
+def with_sqlite(path: str, *, waits: bool = True) -> FastAPI:
     """One INSERT and one commit per event, from a queue."""
     queue: asyncio.Queue[tuple[Event, asyncio.Future[None]]] = asyncio.Queue()
 
@@ -78,7 +79,8 @@ def with_sqlite(path: str) -> FastAPI:
             stored: asyncio.Future[None] = loop.create_future()
             queue.put_nowait((event, stored))
             waiting.append(stored)
-        await asyncio.gather(*waiting)
+        if waits:
+            await asyncio.gather(*waiting)
         return {"accepted": len(items)}
 
     return app
@@ -120,5 +122,10 @@ def with_postgres(url: str) -> FastAPI:
 
 if __name__ == "__main__":
     kind, port, place = sys.argv[1:]
-    application = {"sqlite": with_sqlite, "postgres": with_postgres}[kind](place)
+    makers: dict[str, Callable[[str], FastAPI]] = {
+        "sqlite": with_sqlite,
+        "sqlite-at-once": partial(with_sqlite, waits=False),
+        "postgres": with_postgres,
+    }
+    application = makers[kind](place)
     uvicorn.run(application, host="127.0.0.1", port=int(port), access_log=False, log_level="warning")

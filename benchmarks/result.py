@@ -58,7 +58,7 @@ class Table(NamedTuple):
                 [
                     outcome["name"],
                     *(column.cell(outcome["median"].get(column.figure)) for column in self.columns),
-                    f"± {(max(rounds) - min(rounds)) / 2 / value:.0%}",
+                    f"± {(max(rounds) - min(rounds)) / 2 / value:.0%}" if value else "–",
                     f"{value / base:.2f}" if base else "–",
                 ]
             )

@@ -106,6 +106,24 @@ class Broker:
         """The sum over all partitions: how many records were ever appended."""
         return sum(end for _, end in self._watermarks(topic))
 
+    def values(self, topic: str) -> Iterator[bytes]:
+        """Of every record that the topic holds."""
+        from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": "values", "log_level": 0})
+        left = self.end_offset(topic)
+        try:
+            partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+            while left:
+                record = consumer.poll(10)
+                if record is None or record.error():
+                    raise LeftOut(f"The log does not give what it holds: {record and record.error()}")
+                yield record.value() or b""
+                left -= 1
+        finally:
+            consumer.close()
+
     def _watermarks(self, topic: str) -> Iterator[tuple[int, int]]:
         from confluent_kafka import Consumer, TopicPartition
 

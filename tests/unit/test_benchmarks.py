@@ -220,6 +220,19 @@ def test_a_table_shows_medians_spread_and_ratio_to_ours() -> None:
     ]
 
 
+def test_a_zero_has_no_spread_and_no_ratio() -> None:
+    none = Outcome("aggregator worker", {}, [{"lost": 0.0}])
+    assert Table("", [Column("lost", "lost")]).rows([none.as_json()], "aggregator worker")[1:] == [
+        ["aggregator worker", "0", "–", "–"]
+    ]
+
+
+def test_the_page_draws_who_does_the_whole_job() -> None:
+    text = "\n".join(page({"sink": _result()}))
+    assert 'x-axis ["aggregator worker", "rival"]' in text
+    assert "bar [20, 10]" in text
+
+
 def test_the_page_names_what_others_do_better_and_who_is_left_out() -> None:
     text = "\n".join(page({"sink": _result()}))
     _, behind = text.split("## What others do better")
