@@ -29,8 +29,8 @@ _TITLES: Final = {
 def benchmarks_page() -> str:
     """The whole page, of the results there are."""
     results = {name: read(name) for name in _TITLES if (RESULTS / f"{name}.json").exists()}
-    soak = read("soak") if (RESULTS / "soak.json").exists() else None
-    return "\n".join(page(results, soak)) + "\n"
+    others = {name: read(name) for name in ("scale", "soak") if (RESULTS / f"{name}.json").exists()}
+    return "\n".join(page(results, **others)) + "\n"
 
 
 def read(name: str) -> dict[str, Any]:
@@ -39,7 +39,11 @@ def read(name: str) -> dict[str, Any]:
     return document
 
 
-def page(results: Mapping[str, Mapping[str, Any]], soak: Mapping[str, Any] | None = None) -> Iterator[str]:
+def page(
+    results: Mapping[str, Mapping[str, Any]],
+    scale: Mapping[str, Any] | None = None,
+    soak: Mapping[str, Any] | None = None,
+) -> Iterator[str]:
     """Its lines."""
     yield _TEXT.read_text().rstrip()
     for name, result in results.items():
@@ -55,6 +59,8 @@ def page(results: Mapping[str, Mapping[str, Any]], soak: Mapping[str, Any] | Non
             yield from _percentile_lines(result)
         yield from _left_out(result)
         yield from _conditions(result)
+    if scale is not None:
+        yield from _growth(scale)
     if soak is not None:
         yield from _memory(soak)
     yield "\n## What others do better\n"
@@ -108,6 +114,43 @@ def _plot(
     for kind, values in series:
         yield f"    {kind} [{', '.join(f'{value:g}' for value in values)}]"
     yield "```\n"
+
+
+def _growth(scale: Mapping[str, Any]) -> Iterator[str]:
+    sizes, settings = scale["sizes"], scale["settings"]
+    yield "\n## What grows with the number of stored events\n"
+    yield (
+        "`python -m benchmarks.scale`: one database, filled to each size by the server itself with rows of"
+        " the real shape and random keys, over ten days. At each size one worker takes"
+        f" {settings['records']:,} records out of Kafka ({settings['rounds']} times; the median), a fifth of"
+        " them copies, and every route of the admin API is asked 200 times.\n"
+    )
+    head = ["", *(f"{size['size']:,}" for size in sizes)]
+    figures = {
+        "records/s": "records_per_second",
+        "WAL B/record": "wal_bytes_per_record",
+        "tables B/event": "table_bytes_per_event",
+        "indexes B/event": "index_bytes_per_event",
+    }
+    rows = [[title, *(f"{size[name]:,.0f}" for size in sizes)] for title, name in figures.items()]
+    for route in sizes[0]["routes"]:
+        for percentile in ("p50", "p99"):
+            cells = (f"{size['routes'][route][f'{percentile}_ms']:,.1f}" for size in sizes)
+            rows.append([f"`{route}` {percentile} ms", *cells])
+    yield from _markdown([head, *rows])
+    yield ""
+    yield from _plot(
+        "records/s of one worker, by stored events",
+        "records/s",
+        head[1:],
+        [("line", [size["records_per_second"] for size in sizes])],
+    )
+    dropped = scale["while_a_day_is_dropped"]
+    yield (
+        f"While retention drops a day of events at the last size ({dropped['dropping_seconds']:.1f} s), the"
+        f" worker stores {dropped['records_per_second']:,.0f} records/s.\n"
+    )
+    yield from _conditions({**scale, "outcomes": []})
 
 
 def _memory(soak: Mapping[str, Any]) -> Iterator[str]:

@@ -233,6 +233,27 @@ def test_the_page_draws_who_does_the_whole_job() -> None:
     assert "bar [20, 10]" in text
 
 
+def test_the_page_shows_what_grows() -> None:
+    sizes = [
+        {
+            "size": size,
+            "records_per_second": 1e9 / size,
+            "wal_bytes_per_record": 600.0,
+            "table_bytes_per_event": 400.0,
+            "index_bytes_per_event": 100.0,
+            "routes": {"/stats": {"p50_ms": 1.0, "p99_ms": size / 1e6}},
+        }
+        for size in (1_000_000, 10_000_000)
+    ]
+    dropped = {"dropping_seconds": 0.5, "records_per_second": 90.0}
+    settings = {"records": 1_000, "rounds": 3}
+    scale = {**_result(), "sizes": sizes, "while_a_day_is_dropped": dropped, "settings": settings}
+    text = "\n".join(page({}, scale=scale))
+    assert "| `/stats` p99 ms | 1.0 | 10.0 |" in text
+    assert "line [1000, 100]" in text
+    assert "(0.5 s)" in text
+
+
 def test_the_page_names_what_others_do_better_and_who_is_left_out() -> None:
     text = "\n".join(page({"sink": _result()}))
     _, behind = text.split("## What others do better")
