@@ -33,6 +33,38 @@ def benchmarks_page() -> str:
     return "\n".join(page(results, **others)) + "\n"
 
 
+def three_figures() -> str:
+    """What the README says of speed."""
+    sink, gateway, path = (read(name) for name in ("sink", "gateway", "end_to_end"))
+    took = _ours(path)
+    return "\n".join(
+        (
+            "- **Kafka to Postgres**: one worker stores"
+            f" {_ours(sink)['records_per_second']:,.0f} records/s,"
+            f" {_beside_the_best(sink, 'records_per_second')}.",
+            "- **HTTP to Kafka**: one gateway takes"
+            f" {_ours(gateway)['events_per_second_100']:,.0f} events/s, 100 in a request,"
+            f" {_beside_the_best(gateway, 'events_per_second_100')}.",
+            f"- **From the request to the row**: at {path['settings']['rate']:,} events/s, one in a request,"
+            f" half of them are acknowledged within {took['publish_p50_ms']:.0f} ms and can be read within"
+            f" {took['stored_p50_ms']:.0f} ms; 99 of 100 within {took['publish_p99_ms']:.0f} and"
+            f" {took['stored_p99_ms']:.0f} ms.",
+        )
+    )
+
+
+def _ours(result: Mapping[str, Any]) -> Mapping[str, float]:
+    """The medians of the contestant that others are compared with."""
+    return next(o["median"] for o in result["outcomes"] if o["name"] == result["reference"])
+
+
+def _beside_the_best(result: Mapping[str, Any], figure: str) -> str:
+    rivals = [o for o in result["outcomes"] if _is_rival(o, result) and o["median"].get(figure)]
+    best = max(rivals, key=lambda outcome: outcome["median"][figure])
+    ratio = _ours(result)[figure] / best["median"][figure]
+    return f"{ratio:.1f} times what the fastest of the other programs does ({best['name']})"
+
+
 def read(name: str) -> dict[str, Any]:
     """A result that was written."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
@@ -89,7 +121,7 @@ def _bars(table: Table, result: Mapping[str, Any]) -> Iterator[str]:
 
 def _percentile_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """Percentiles of ours, one line for each table of latencies."""
-    ours = next(o["median"] for o in result["outcomes"] if o["name"] == result["reference"])
+    ours = _ours(result)
     tables = [table for table in _tables(result) if all("_ms" in column.figure for column in table.columns)]
     if not ours or not tables:
         return

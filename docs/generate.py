@@ -1,6 +1,6 @@
-"""Writes the reference pages that are made from code and from results. `--check` only compares.
+"""Writes what is made from code and from results: the reference pages, and the figures of the README.
 
-A test fails when a page differs from what this makes, so the pages cannot drift.
+`--check` only compares. A test fails when a page differs from what this makes, so the pages cannot drift.
 """
 
 from __future__ import annotations
@@ -15,22 +15,31 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from benchmarks.page import benchmarks_page
+from benchmarks.page import benchmarks_page, three_figures
 from cli.openapi import admin_document, gateway_document
 from cli.settings import PREFIX, Settings
 from telemetry.metric_names import METRICS
 
-REFERENCE = Path(__file__).parent / "reference"
+REPOSITORY = Path(__file__).resolve().parents[1]
+FIGURES = ("<!-- figures: written by `make docs` from benchmarks/results -->", "<!-- end of figures -->")
 
 
 def pages() -> dict[str, str]:
-    """File name to content of every generated page."""
+    """File to content of every generated page, and of the README, of which a part is."""
     return {
-        "settings.md": settings_page(),
-        "api.md": api_page(),
-        "metrics.md": metrics_page(),
-        "benchmarks.md": benchmarks_page(),
+        "docs/reference/settings.md": settings_page(),
+        "docs/reference/api.md": api_page(),
+        "docs/reference/metrics.md": metrics_page(),
+        "docs/reference/benchmarks.md": benchmarks_page(),
+        "README.md": readme(),
     }
+
+
+def readme() -> str:
+    text = (REPOSITORY / "README.md").read_text()
+    begin, end = FIGURES
+    before, after = text[: text.index(begin)], text[text.index(end) :]
+    return f"{before}{begin}\n{three_figures()}\n{after}"
 
 
 def settings_page() -> str:
@@ -156,7 +165,7 @@ def _one_line(text: str) -> str:
 def main() -> int:
     differing = []
     for name, content in pages().items():
-        path = REFERENCE / name
+        path = REPOSITORY / name
         if not path.exists() or path.read_text() != content:
             differing.append(name)
             if "--check" not in sys.argv:

@@ -18,5 +18,5 @@ _SPEC.loader.exec_module(generate)
 
 @pytest.mark.parametrize("name", sorted(generate.pages()))
 def test_generated_page_is_up_to_date(name: str) -> None:
-    written = (generate.REFERENCE / name).read_text()
+    written = (generate.REPOSITORY / name).read_text()
     assert written == generate.pages()[name], "run `make docs` and commit what it writes"
