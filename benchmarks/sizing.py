@@ -61,8 +61,9 @@ class Measured:
 
     @property
     def worker_records(self) -> float:
-        """Records a second of a worker with cores of its own: it decodes a batch, then Postgres stores it.
+        """Records a second of a worker with cores of its own, at least: as if it and Postgres took turns.
 
+        It decodes the next batch while Postgres stores one; how far they overlap depends on the machine.
         Reckoned from CPU time, which depends less on what else the machine has to do than the time taken.
         """
         return 1e6 / (self.worker_us + self.postgres_us)
@@ -173,7 +174,10 @@ def inputs_table(figures: Measured) -> str:
         ("CPU µs per record: worker", f"{figures.worker_us:,.1f}"),
         ("CPU µs per record: Postgres", f"{figures.postgres_us:,.1f}"),
         ("CPU µs per record: Kafka, reading only", f"{figures.kafka_us:,.1f}"),
-        ("so, records/s of one worker, it and Postgres by turns", f"{figures.worker_records:,.0f}"),
+        (
+            "so, records/s of one worker, at least (it and Postgres by turns)",
+            f"{figures.worker_records:,.0f}",
+        ),
         (
             f"events per CPU second of a gateway, {EVENTS_PER_REQUEST} per request",
             f"{figures.gateway_events:,.0f}",
