@@ -85,7 +85,7 @@ class DebeziumSink(PeerSink):
     @contextlib.contextmanager
     def running(self, url: str, group: str) -> Iterator[Process]:
         directory = self.stage.directory / f"connect-{group}"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         host, port, user, database = parts(url)
         worker = {
             "bootstrap.servers": self.stage.broker.bootstrap,
