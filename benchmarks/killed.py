@@ -29,7 +29,7 @@ from benchmarks.machine import describe
 from benchmarks.peers import kafka_connect, mq_bridge, redpanda_connect
 from benchmarks.result import Column, Table, arguments, chosen, finish
 from benchmarks.rounds import Contestant, Figures, LeftOut, run_rounds
-from benchmarks.servers import broker, database, one, work_directory
+from benchmarks.servers import broker, database, one, require_running, work_directory
 from benchmarks.sink import Worker
 from benchmarks.sink_stage import LAST, SinkStage
 from benchmarks.workload import Event, workload
@@ -163,7 +163,7 @@ class KilledService(Killed):
         for number in range(self._kills):
             place = self._service.directory / f"killed-{type(self._service).__name__}-{number}"
             place.mkdir()
-            with self._service.running(place) as (process, port, where):
+            with self._service.running(place) as (process, port, _):
                 taken = _acknowledged(process, port, self._events)
             with self._service.running(place) as (_, _, where):
                 rows = _file_rows(where, {(event.topic, event.event_id) for event in taken})
@@ -194,8 +194,7 @@ def _rows(connection: psycopg.Connection[Any], process: Process, wanted: int) ->
         (found,) = one(connection, "SELECT count(*) FROM events")
         if found >= wanted:
             return
-        if process.returncode is not None:
-            raise LeftOut(f"It ended with {process.returncode}: {process.output()[-600:]}")
+        require_running(process)
         if found != rows:
             rows, changed = found, time.monotonic()
         elif time.monotonic() - changed > _STUCK_SECONDS:

@@ -130,7 +130,8 @@ def _percentile_lines(result: Mapping[str, Any]) -> Iterator[str]:
         ("line", [ours[column.figure] for column in table.columns if "_p" in column.figure])
         for table in tables
     ]
-    title = f"{tables[0].title}; above it, {tables[1].title}" if len(tables) > 1 else tables[0].title
+    title = f"{tables[0].title} (lower line)"
+    title += "".join(f"; {table.title} (upper line)" for table in tables[1:])
     yield from _plot(title, "ms", [column.title.removesuffix(" ms") for column in columns], lines)
 
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime as dt
+import os
 import random
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -34,12 +36,12 @@ from tests.support.deployment import Deployment
 
 DAYS: Final = 10
 TOPIC: Final = "grown"
-SAMPLED: Final = 500
+SAMPLED: Final = 125
 """Rows of each filling whose keys are real, so that they can be asked for."""
 ASKED: Final = 200
 """Requests of each route."""
 _IDLE_TOPIC: Final = "nothing-comes"
-_FILL_AT_ONCE: Final = 1_000_000
+_FILL_AT_ONCE: Final = 250_000
 _LOOK_SECONDS: Final = 0.05
 _STUCK_SECONDS: Final = 120.0
 
@@ -97,28 +99,37 @@ class Growing:
         """Bring the number of stored events to about this."""
         with self._session() as session:
             (counted,) = one(session, "SELECT last_value FROM event_seq")
-            first = max(int(counted), self._filled) + 1
-            while first <= size:
-                last = min(size, first + _FILL_AT_ONCE - 1)
-                values = {
-                    "begin": self._begin,
-                    "most": self._most * 1.01,
-                    "days": DAYS,
-                    "first": first,
-                    "last": last,
-                }
-                session.execute(_FILL.encode(), values)
-                sampled = range(first, last + 1, max(1, (last - first) // SAMPLED))
-                keys = [(identity(f"{TOPIC}.{n % 8}", f"filled-{n}").hex(), n) for n in sampled]
-                session.cursor().executemany(_SET_KEY.encode(), keys)
-                self._samples += sampled
-                _say(f"  filled to {last:,}")
-                first = last + 1
+            begin = max(int(counted), self._filled) + 1
+            ranges = [
+                (first, min(size, first + _FILL_AT_ONCE - 1))
+                for first in range(begin, size + 1, _FILL_AT_ONCE)
+            ]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for sampled in pool.map(self._fill_range, ranges):
+                    self._samples += sampled
+                    _say(f"  filled to {sampled.stop - 1:,}")
             self._filled = size
             session.execute("SELECT setval('event_seq', greatest(%s, last_value)) FROM event_seq", (size,))
             session.execute("VACUUM ANALYZE event_keys")
             session.execute("VACUUM ANALYZE events")
             session.execute("CHECKPOINT")
+
+    def _fill_range(self, bounds: tuple[int, int]) -> range:
+        """Make the rows of these numbers, and return those that can be asked for."""
+        first, last = bounds
+        values = {
+            "begin": self._begin,
+            "most": self._most * 1.01,
+            "days": DAYS,
+            "first": first,
+            "last": last,
+        }
+        sampled = range(first, last + 1, max(1, (last - first) // SAMPLED))
+        keys = [(identity(f"{TOPIC}.{n % 8}", f"filled-{n}").hex(), n) for n in sampled]
+        with self._session() as session:
+            session.execute(_FILL.encode(), values)
+            session.cursor().executemany(_SET_KEY.encode(), keys)
+        return sampled
 
     def sink(self, load: Workload, *, expire: bool = False) -> dict[str, float]:
         """Records per second of one worker; with `expire`, while the oldest day is dropped."""

@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from benchmarks.rounds import LeftOut
 from tests.support.kafka_process import KAFKA_VERSION, KafkaCluster, KafkaMissing, kafka_jars
 from tests.support.postgres import ProcessServer, create_database, drop_database, migrate, own_server
+from tests.support.processes import Process
 
 JAVA: Final = ("-Xms1g", "-Xmx1g")
 POSTGRES: Final = {
@@ -209,6 +210,13 @@ def database() -> Iterator[Database]:
         yield Database(server)
     finally:
         server.close()
+
+
+def require_running(*processes: Process) -> None:
+    """Raise LeftOut if one of them has ended by itself."""
+    for process in processes:
+        if process.returncode is not None:
+            raise LeftOut(f"{process.name} ended with {process.returncode}: {process.output()[-600:]}")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import psycopg
 
 from benchmarks.resources import Used, used
 from benchmarks.rounds import Figures, LeftOut
-from benchmarks.servers import Broker, Database, one
+from benchmarks.servers import Broker, Database, one, require_running
 from benchmarks.workload import Workload, with_text_payload
 from events.event import identity
 from tests.support.processes import Process
@@ -166,7 +166,7 @@ class SinkStage:
             parameters = ([e.topic for e in wanted], [e.event_id for e in wanted])
         deadline = time.monotonic() + max(_STUCK_SECONDS, len(self.load.events) / 500)
         while one(connection, question, parameters)[0] < len(wanted):
-            _still_running(process)
+            require_running(process)
             if time.monotonic() > deadline:
                 return
             time.sleep(_LOOK_SECONDS)
@@ -176,7 +176,7 @@ class SinkStage:
     ) -> None:
         deadline = time.monotonic() + seconds
         while not one(connection, question)[0]:
-            _still_running(process)
+            require_running(process)
             if time.monotonic() > deadline:
                 raise LeftOut(f"It stored nothing within {seconds:g} s: {process.output()[-600:]}")
             time.sleep(_LOOK_SECONDS)
@@ -225,11 +225,6 @@ def _rates(records: float, seconds: float, before: Used, after: Used) -> dict[st
 def _tables(connection: psycopg.Connection[Any]) -> frozenset[str]:
     rows = connection.execute("SELECT relname FROM pg_class WHERE relkind = 'r'").fetchall()
     return frozenset(name for (name,) in rows)
-
-
-def _still_running(process: Process) -> None:
-    if process.returncode is not None:
-        raise LeftOut(f"It ended with {process.returncode}: {process.output()[-600:]}")
 
 
 def settings_of(stage: SinkStage, rounds: int) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from benchmarks.machine import describe
 from benchmarks.resources import used
 from benchmarks.result import RESULTS, Column, show, write
 from benchmarks.rounds import Contestant, Figures, LeftOut, run_rounds, say
-from benchmarks.servers import Broker, Database, broker, database, one, work_directory
+from benchmarks.servers import Broker, Database, broker, database, one, require_running, work_directory
 from benchmarks.workload import Workload, workload
 from tests.support.processes import Process, aggregator
 
@@ -108,7 +108,7 @@ class WorkersStage:
         deadline = time.monotonic() + _JOIN_SECONDS
         with psycopg.connect(url, autocommit=True) as connection:
             while [held for _, held in connection.execute(_SHARES.encode()).fetchall()] != share:
-                _still_running(processes)
+                require_running(*processes)
                 if time.monotonic() > deadline:
                     raise LeftOut(f"The workers did not share the partitions within {_JOIN_SECONDS:g} s.")
                 time.sleep(_LOOK_SECONDS)
@@ -150,7 +150,7 @@ class WorkersStage:
             elif time.monotonic() - changed > _STUCK_SECONDS:
                 told = "\n".join(process.output()[-600:] for process in processes)
                 raise LeftOut(f"{received:,} of {records:,} have a verdict, and no more get one:\n{told}")
-            _still_running(processes)
+            require_running(*processes)
             time.sleep(_LOOK_SECONDS)
         if (received, stored, duplicates) != (records, distinct, records - distinct):
             raise LeftOut(
@@ -219,12 +219,6 @@ def _machine_seconds() -> float:
     with open("/proc/stat") as file:
         fields = [int(field) for field in file.readline().split()[1:][:_COUNTED_FIELDS]]
     return sum(value for number, value in enumerate(fields) if number not in _IDLE_FIELDS) / _TICKS
-
-
-def _still_running(processes: list[Process]) -> None:
-    for process in processes:
-        if process.returncode is not None:
-            raise LeftOut(f"{process.name} ended with {process.returncode}: {process.output()[-600:]}")
 
 
 def main() -> None:

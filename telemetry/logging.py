@@ -10,7 +10,7 @@ import contextlib
 import datetime as dt
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from json import dumps as json_text
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from structlog.typing import Processor, WrappedLogger
 from telemetry.version import product_version
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
-_METHOD_LEVELS: Final = {"exception": "error", "warn": "warning", "fatal": "critical"}
 # These write a line per request, statement or fetch below this level; our own lines say the same, once.
 _QUIETER: Final = {
     "aiokafka": logging.WARNING,
@@ -60,7 +59,8 @@ def configure_logging(service: str, *, level: str = "info", json: bool | None = 
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    rendering: list[Processor] = [_Columns(service, as_json=as_json)]
+    constant = {"service.name": service, "service.version": product_version()} if as_json else {}
+    rendering: list[Processor] = [_Columns(constant)]
     if as_json:
         rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dump)]
     else:
@@ -72,7 +72,7 @@ def configure_logging(service: str, *, level: str = "info", json: bool | None = 
             )
         ]
     structlog.configure(
-        processors=[_JsonLine(service)] if as_json else [*common, _add_logger_name, *rendering],
+        processors=[_JsonLine(constant)] if as_json else [*common, _add_logger_name, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=_StandardErrorLogger,
         cache_logger_on_first_use=True,
@@ -106,10 +106,10 @@ class _StandardErrorHandler(logging.Handler):
 
 
 class _Columns:
-    """Puts the fields everyone looks for first, and adds what is the same on every line to the JSON form."""
+    """Puts the fields everyone looks for first, then those that are the same on every line."""
 
-    def __init__(self, service: str, *, as_json: bool) -> None:
-        self._constant = {"service.name": service, "service.version": product_version()} if as_json else {}
+    def __init__(self, constant: Mapping[str, str]) -> None:
+        self._constant = constant
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
         first = {name: event.pop(name) for name in ("timestamp", "level", "event", "logger") if name in event}
@@ -119,15 +119,15 @@ class _Columns:
 class _JsonLine:
     """What the other processors do to a line of ours, in one: each request writes one, and waits for it."""
 
-    def __init__(self, service: str) -> None:
-        self._constant = {"service.name": service, "service.version": product_version()}
+    def __init__(self, constant: Mapping[str, str]) -> None:
+        self._constant = constant
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
         line: EventDict = {
-            "timestamp": dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "level": _METHOD_LEVELS.get(method, method),
-            "event": event.pop("event", ""),
+            "timestamp": dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         }
+        structlog.stdlib.add_log_level(logger, method, line)
+        line["event"] = event.pop("event", "")
         if logger.name is not None:
             line["logger"] = logger.name
         line.update(self._constant)
