@@ -15,7 +15,7 @@ from db.dead_letter_status import Status
 from db.event_filter import DeadLetterFilter, EventFilter
 from events.codec import check_name, parse_timestamp
 from events.errors import InvalidCode, InvalidEvent
-from events.event import MAX_NAME_BYTES
+from events.event import MAX_NAME_BYTES, moment
 from events.verdict import CONFLICT_REASON, DATABASE_REASON, UNDECODABLE_REASON
 
 MAX_LIMIT: Final = 1_000
@@ -43,7 +43,7 @@ def _whole_number(low: int, high: int) -> Callable[[Any, ValidationInfo], int]:
 
 def _moment(value: Any, info: ValidationInfo) -> dt.datetime:
     try:
-        return parse_timestamp(str(value))
+        return moment(parse_timestamp(str(value)))
     except InvalidEvent:
         hint = " In a URL, write the + of an offset as %2B." if " " in str(value) else ""
         raise broken_rule(

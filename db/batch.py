@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -16,7 +15,8 @@ class Coordinates(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         timestamp_ms: the log's own clock; any 64-bit value, -1 if absent.
-        received_at: when the gateway took it, from the `received_at` header; None for direct producers.
+        received_at_us: when the gateway took it, from the `received_at` header, in microseconds since 1970;
+            None for direct producers.
     """
 
     partition: int
@@ -25,7 +25,7 @@ class Coordinates(msgspec.Struct, frozen=True, gc=False):
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
-    received_at: dt.datetime | None = None
+    received_at_us: int | None = None
 
 
 class ValidRecord(msgspec.Struct, frozen=True, gc=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import datetime as dt
 import json
 import re
 from base64 import b64decode, b64encode
@@ -13,7 +12,7 @@ import msgspec
 
 from db.batch import Coordinates, InvalidRecord, ValidRecord
 from db.dead_letter_status import Status
-from events.event import identity
+from events.event import identity, moment
 from events.verdict import CONFLICT_REASON
 
 REPLAY_OF: Final = "replay_of"
@@ -90,7 +89,6 @@ def parent_of(headers: _HeaderPairs) -> int | None:
 
 
 def _record(at: Coordinates) -> dict[str, Any]:
-    received_at: dt.datetime | None = at.received_at
     return {
         "log_partition": at.partition,
         "log_offset": at.offset,
@@ -98,7 +96,7 @@ def _record(at: Coordinates) -> dict[str, Any]:
         "record_value": at.value,
         "record_headers": encode_headers(at.headers),
         "record_timestamp_ms": at.timestamp_ms,
-        "received_at": received_at,
+        "received_at": None if at.received_at_us is None else moment(at.received_at_us),
         "status": Status.PENDING.value,
         "parent_id": parent_of(at.headers),
     }

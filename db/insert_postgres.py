@@ -109,8 +109,7 @@ _PIECES_AT_ONCE: Final = 3_500
 """Seven per row: about 500 rows."""
 _NULL: Final = -1
 _POSTGRES_EPOCH: Final = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-_DAY_US: Final = 86_400_000_000
-_SECOND_US: Final = 1_000_000
+_POSTGRES_EPOCH_US: Final = 946_684_800_000_000
 
 
 def prepare(connection: Connection) -> None:
@@ -251,12 +250,12 @@ def pack_rows(records: Sequence[ValidRecord], incarnations: Mapping[int, int]) -
             8,
             event.content_hash,
             8,
-            _microseconds(event.timestamp),
+            event.timestamp_us - _POSTGRES_EPOCH_US,
         )
-        if at.received_at is None:
+        if at.received_at_us is None:
             add(row_without_received(*identity, _NULL, *fixed))
         else:
-            add(row(*identity, 8, _microseconds(at.received_at), *fixed))
+            add(row(*identity, 8, at.received_at_us - _POSTGRES_EPOCH_US, *fixed))
         # Few topics and sources serve many events.
         topic = texts.get(event.topic)
         if topic is None:
@@ -277,11 +276,6 @@ def pack_rows(records: Sequence[ValidRecord], incarnations: Mapping[int, int]) -
 def _text(value: str) -> bytes:
     encoded = value.encode()
     return _LENGTH.pack(len(encoded)) + encoded
-
-
-def _microseconds(moment: dt.datetime) -> int:
-    since = moment - _POSTGRES_EPOCH
-    return since.days * _DAY_US + since.seconds * _SECOND_US + since.microseconds
 
 
 def _driver(connection: Connection) -> psycopg.Connection[tuple[Any, ...]]:

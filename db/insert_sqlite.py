@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from db.batch import Advance, ValidRecord, WhenSent
 from db.counts import CountKey, Counts
-from db.types import microseconds
+from events.event import microseconds
 
 _KEYS_PER_LOOKUP: Final = 500
 
@@ -111,14 +111,13 @@ def insert_new(
             hashes[index] = known[event.key]
             continue
         seq += 1
-        received = None if origin.received_at is None else microseconds(origin.received_at)
         keys.append((event.key, event.content_hash, seq, at))
         events.append(
             (
                 seq,
                 at,
-                microseconds(event.timestamp),
-                received,
+                event.timestamp_us,
+                origin.received_at_us,
                 origin.offset,
                 origin.partition,
                 incarnations[origin.partition],

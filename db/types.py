@@ -11,14 +11,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeEngine, UserDefinedType
 
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MICROSECOND = dt.timedelta(microseconds=1)
-
-
-def microseconds(moment: dt.datetime) -> int:
-    """Whole microseconds since 1970: a moment as SQLite keeps it."""
-    return (moment - _EPOCH) // _MICROSECOND
-
+from events.event import microseconds, moment
 
 BigSerial = BigInteger().with_variant(Integer, "sqlite")
 """A 64-bit key that SQLite, too, assigns by itself (it does so for INTEGER only)."""
@@ -63,7 +56,7 @@ class UtcTime(TypeDecorator[dt.datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> dt.datetime | None:
         if isinstance(value, dt.datetime):
             return value.astimezone(dt.UTC)
-        return None if value is None else _EPOCH + value * _MICROSECOND
+        return None if value is None else moment(value)
 
 
 class RawJson(UserDefinedType[str]):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterable
+from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 from broker.ports import Headers, Record, UndecodableRecord
 from db.batch import Coordinates, InvalidRecord, ValidRecord
 from events.codec import decode_event, parse_timestamp
 from events.errors import InvalidCode, InvalidEvent
 from events.verdict import UNDECODABLE_REASON
+
+_TIMES_AT_HAND: Final = 1_024
 
 
 def decode_records(records: Iterable[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
@@ -41,15 +44,21 @@ def _decode(record: Record | UndecodableRecord) -> ValidRecord | InvalidRecord:
         return InvalidRecord(at, error.code, error.message, error.topic, error.event_id)
 
 
-def _received_at(headers: Headers) -> dt.datetime | None:
+def _received_at(headers: Headers) -> int | None:
     """When the gateway took the event. A header that cannot be read is as good as none."""
     for name, value in headers:
         if name == "received_at" and value is not None:
-            try:
-                return parse_timestamp(value.decode())
-            except (InvalidEvent, UnicodeDecodeError):
-                return None
+            return _readable_timestamp(value)
     return None
+
+
+@lru_cache(_TIMES_AT_HAND)
+def _readable_timestamp(value: bytes) -> int | None:
+    # Many times the same: the events of one request have it in common.
+    try:
+        return parse_timestamp(value.decode())
+    except (InvalidEvent, UnicodeDecodeError):
+        return None
 
 
 def fingerprint(record: Record | UndecodableRecord) -> int | None:

@@ -99,9 +99,9 @@ class WorkerMetrics:
     def _measure_latency(self, batch: Batch) -> None:
         now = self._clock()
         latencies = [
-            now - record.at.received_at.timestamp()
+            now - record.at.received_at_us / 1_000_000
             for record in batch.records
-            if record.at.received_at is not None and isinstance(record, ValidRecord)
+            if record.at.received_at_us is not None and isinstance(record, ValidRecord)
         ]
         if latencies and min(latencies) < 0:
             # A gateway's clock is ahead of ours.

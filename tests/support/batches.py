@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from db.batch import Advance, Batch, Coordinates, InvalidRecord, Position, ValidRecord
 from events.codec import decode_event
+from events.event import microseconds
 
 NOON = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
 """A time that is lost unless microseconds are kept."""
@@ -42,7 +43,8 @@ class PartitionLog:
         received_at: dt.datetime | None = None,
     ) -> Coordinates:
         offset, self.next_offset = self.next_offset, self.next_offset + 1
-        return Coordinates(self.partition, offset, timestamp_ms, key, value, headers, received_at)
+        received_at_us = None if received_at is None else microseconds(received_at)
+        return Coordinates(self.partition, offset, timestamp_ms, key, value, headers, received_at_us)
 
     def event(
         self,

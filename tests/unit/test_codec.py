@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from events.codec import decode_event, parse_timestamp, split_events
 from events.errors import InvalidCode, InvalidEvent
-from events.event import MAX_EVENT_BYTES, Event, identity, log_key
+from events.event import MAX_EVENT_BYTES, Event, identity, log_key, moment
 from tests.support.data import real_events
 
 FIELDS: dict[str, Any] = {
@@ -98,8 +98,8 @@ class TestTimestamp:
         ],
     )
     def test_is_moved_to_utc(self, text: str, utc: str) -> None:
-        assert parse_timestamp(text) == dt.datetime.fromisoformat(utc + "+00:00")
-        assert parse_timestamp(text).tzinfo is dt.UTC
+        assert moment(parse_timestamp(text)) == dt.datetime.fromisoformat(utc + "+00:00")
+        assert moment(parse_timestamp(text)).tzinfo is dt.UTC
 
     @pytest.mark.parametrize(
         "text",
@@ -145,7 +145,7 @@ class TestTimestamp:
     def test_any_offset_names_the_same_instant(self, seconds: int, micros: int, minutes: int) -> None:
         instant = dt.datetime.fromtimestamp(seconds, dt.UTC).replace(microsecond=micros)
         local = instant.astimezone(dt.timezone(dt.timedelta(minutes=minutes)))
-        assert parse_timestamp(local.isoformat()) == instant
+        assert moment(parse_timestamp(local.isoformat())) == instant
 
 
 class TestPayload:
