@@ -149,8 +149,6 @@ def _open_postgres(settings: DatabaseSettings, application_name: str, read_only:
         "statement_timeout": _milliseconds(settings.statement_timeout_seconds),
         "lock_timeout": _milliseconds(settings.lock_timeout_seconds),
         "idle_in_transaction_session_timeout": _milliseconds(settings.transaction_timeout_seconds),
-        # The staging table of a large batch should stay in memory.
-        "temp_buffers": "32MB",
     }
     if read_only:
         session["default_transaction_read_only"] = "on"

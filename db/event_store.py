@@ -26,10 +26,6 @@ _PATIENCE: Final = 3
 class Statements(Protocol):
     """What differs between Postgres and SQLite: the functions of `insert_postgres` and `insert_sqlite`."""
 
-    def prepare(self, connection: Connection, /) -> None: ...
-
-    def discard_staged(self, connection: Connection, /) -> None: ...
-
     def move_positions(
         self,
         connection: Connection,
@@ -111,7 +107,6 @@ class EventStore:
             StoreUnavailable: it is unknown whether the batch was written.
         """
         with transaction(self._engine) as connection:
-            self._statements.prepare(connection)
             stored_at = self._move(connection, batch.advances)
             incarnations = _incarnations(batch)
             verdicts, dead_letters = self._store(
@@ -151,10 +146,8 @@ class EventStore:
         """
         limit = max(self._rejected_always, int(self._rejected_share * len(batch.records)))
         with transaction(self._engine, patience=_PATIENCE) as connection:
-            self._statements.prepare(connection)
 
             def probe(records: Sequence[ValidRecord]) -> None:
-                self._statements.discard_staged(connection)
                 self._statements.insert_new(connection, records, _incarnations(batch), self._clock())
 
             found = rejections.find(connection, probe, batch.records, limit)

@@ -46,14 +46,6 @@ ON CONFLICT (log_topic, partition, topic) DO UPDATE SET
 """
 
 
-def prepare(_: Connection) -> None:
-    """Nothing: a session needs no preparation."""
-
-
-def discard_staged(_: Connection) -> None:
-    """Nothing: there is no staging table."""
-
-
 def move_positions(
     connection: Connection, log_topic: str, advances: Sequence[Advance], owner: str | None, now: dt.datetime
 ) -> tuple[frozenset[int], dt.datetime]:
