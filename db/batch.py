@@ -88,8 +88,8 @@ class Batch(msgspec.Struct, frozen=True):
     advances: Sequence[Advance]
 
 
-WhenSent = Callable[[], object]
-"""Called once a database server has every event of a batch, and the work is all its own for a while."""
+WhenBusy = Callable[[], object]
+"""Called as a database server begins with what takes it longest; this process has time for other work then."""
 
 
 class Rejected(msgspec.Struct, frozen=True):

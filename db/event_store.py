@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from db import insert_postgres, insert_sqlite, rejections
-from db.batch import Advance, Batch, InvalidRecord, Position, Rejected, ValidRecord, WhenSent, WriteResult
+from db.batch import Advance, Batch, InvalidRecord, Position, Rejected, ValidRecord, WhenBusy, WriteResult
 from db.counts import CountKey, Counts, tally
 from db.dead_letters import conflict_row, counted_topic, invalid_row
 from db.engine import transaction
@@ -42,7 +42,7 @@ class Statements(Protocol):
         records: Sequence[ValidRecord],
         incarnations: Mapping[int, int],
         stored_at: dt.datetime,
-        when_sent: WhenSent | None = None,
+        when_busy: WhenBusy | None = None,
         /,
     ) -> dict[int, int]: ...
 
@@ -92,14 +92,14 @@ class EventStore:
         self._statements: Statements = insert_postgres if self._on_postgres else insert_sqlite
         self._upsert = postgresql.insert if self._on_postgres else sqlite.insert
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         """Store a batch: events, dead letters, counters and positions.
 
         Of several records with one identity the first wins, in the store before in the batch. Another one is
         a duplicate if its content hash equals the winner's, else a conflict, which is kept as a dead letter.
 
         Args:
-            when_sent: called in this thread; never where the database is in this process.
+            when_busy: called in this thread; never where the database is in this process.
 
         Raises:
             FenceLost: a position is not the batch's previous one any more; nothing was written.
@@ -110,7 +110,7 @@ class EventStore:
             stored_at = self._move(connection, batch.advances)
             incarnations = _incarnations(batch)
             verdicts, dead_letters = self._store(
-                connection, batch.records, incarnations, stored_at, when_sent
+                connection, batch.records, incarnations, stored_at, when_busy
             )
             if dead_letters:
                 rows = [
@@ -292,7 +292,7 @@ class EventStore:
         records: Sequence[ValidRecord | InvalidRecord],
         incarnations: Mapping[int, int],
         stored_at: dt.datetime,
-        when_sent: WhenSent | None,
+        when_busy: WhenBusy | None,
     ) -> tuple[Counter[tuple[int, str, Verdict]], list[dict[str, Any]]]:
         """Insert what is new; the verdict counts and the dead letters of everything."""
         winners: dict[bytes, int] = {}
@@ -311,7 +311,7 @@ class EventStore:
             else:
                 repeated.append((index, record))
         # What was stored before the batch wins over everything in it.
-        stored = self._statements.insert_new(connection, firsts, incarnations, stored_at, when_sent)
+        stored = self._statements.insert_new(connection, firsts, incarnations, stored_at, when_busy)
         for index, record in enumerate(firsts):
             if index in stored:
                 repeated.append((index, record))

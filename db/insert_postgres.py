@@ -15,27 +15,30 @@ from uuid import UUID
 import psycopg
 from sqlalchemy import Connection
 
-from db.batch import Advance, ValidRecord, WhenSent
+from db.batch import Advance, ValidRecord, WhenBusy
 from db.counts import CountKey, Counts
 from db.errors import StoreUnavailable
 from db.postgres_binary import EVENT_COLUMNS, Bigints, Uuids, pack_events
-
-_NEXT_SEQS: Final = "SELECT array_agg(nextval('event_seq')) FROM generate_series(1, %s)"
 
 # Keys are inserted in their order, so that two workers with the same keys wait for each other and never
 # deadlock. The hash is looked up by a subquery per row, so that no plan ever reads the whole key table.
 _INSERT_KEYS: Final = """
 WITH given AS MATERIALIZED (
-    SELECT * FROM unnest(%(keys)s, %(hashes)s, %(seqs)s) WITH ORDINALITY AS a (key, content_hash, seq, ord)
+    SELECT key, content_hash, ord, nextval('event_seq') AS seq
+    FROM unnest(%(keys)s, %(hashes)s) WITH ORDINALITY AS given (key, content_hash, ord)
 ), fresh AS (
     INSERT INTO event_keys (key, content_hash, seq, stored_at)
     SELECT key, content_hash, seq, %(stored_at)s::timestamptz FROM given ORDER BY key
     ON CONFLICT DO NOTHING
     RETURNING seq
+), known AS (
+    SELECT ord - 1 AS place, (SELECT k.content_hash FROM event_keys k WHERE k.key = given.key) AS content_hash
+    FROM given
+    WHERE NOT EXISTS (SELECT FROM fresh WHERE fresh.seq = given.seq)
 )
-SELECT ord - 1, (SELECT k.content_hash FROM event_keys k WHERE k.key = given.key)
-FROM given
-WHERE NOT EXISTS (SELECT FROM fresh WHERE fresh.seq = given.seq)
+SELECT (SELECT array_agg(seq ORDER BY ord) FROM given),
+    coalesce(array_agg(place), '{}'), coalesce(array_agg(content_hash), '{}')
+FROM known
 """
 
 _HASHES: Final = "SELECT key, content_hash FROM event_keys WHERE key = ANY(%s)"
@@ -115,7 +118,7 @@ def insert_new(
     records: Sequence[ValidRecord],
     incarnations: Mapping[int, int],
     stored_at: dt.datetime,
-    when_sent: WhenSent | None = None,
+    when_busy: WhenBusy | None = None,
 ) -> dict[int, int]:
     """Insert those events whose identity is not stored yet.
 
@@ -129,28 +132,26 @@ def insert_new(
     if not records:
         return {}
     with _driver(connection).cursor(binary=True) as cursor:
-        row = cursor.execute(_NEXT_SEQS, (len(records),)).fetchone()
+        if when_busy is not None:
+            when_busy()
+        row = cursor.execute(
+            _INSERT_KEYS,
+            {
+                "keys": Uuids([record.event.key for record in records]),
+                "hashes": Bigints([record.event.content_hash for record in records]),
+                "stored_at": stored_at,
+            },
+            # Its plan would be made for the batch size of the time it was prepared.
+            prepare=False,
+        ).fetchone()
         assert row is not None
-        seqs: list[int] = row[0]
-        if when_sent is not None:
-            when_sent()
-        # Never a prepared statement: its plan would be made for the batch size of the time it was prepared.
-        known: dict[int, int | None] = dict(
-            cursor.execute(
-                _INSERT_KEYS,
-                {
-                    "keys": Uuids([record.event.key for record in records]),
-                    "hashes": Bigints([record.event.content_hash for record in records]),
-                    "seqs": Bigints(seqs),
-                    "stored_at": stored_at,
-                },
-                prepare=False,
-            ).fetchall()
-        )
-        with cursor.copy(_COPY) as copy:
-            # In pieces, so that the server reads one while the next is being packed.
-            for piece in pack_events(records, seqs, known, incarnations, stored_at):
-                copy.write(piece)
+        seqs, places, found_hashes = row
+        known: dict[int, int | None] = dict(zip(places, found_hashes, strict=True))
+        if len(known) < len(records):
+            with cursor.copy(_COPY) as copy:
+                # In pieces, so that the server reads one while the next is being packed.
+                for piece in pack_events(records, seqs, known, incarnations, stored_at):
+                    copy.write(piece)
         unseen = {records[index].event.key: index for index, found in known.items() if found is None}
         if unseen:
             # Committed by another worker after our statement began: only a later statement sees these.

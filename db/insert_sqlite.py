@@ -12,7 +12,7 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from db.batch import Advance, ValidRecord, WhenSent
+from db.batch import Advance, ValidRecord, WhenBusy
 from db.counts import CountKey, Counts
 from events.event import microseconds
 
@@ -80,7 +80,7 @@ def insert_new(
     records: Sequence[ValidRecord],
     incarnations: Mapping[int, int],
     stored_at: dt.datetime,
-    _: WhenSent | None = None,
+    _: WhenBusy | None = None,
 ) -> dict[int, int]:
     """Insert those events whose identity is not stored yet.
 

@@ -86,10 +86,9 @@ class Reader:
             self._allowed = (consumer, max_records)
 
     def begin_read_ahead(self) -> None:
-        """Read what comes next, if that is allowed. To be called once the work is the database's.
+        """Read what comes next, if that is allowed. To be called as the database begins with its work.
 
-        Not before: the thread that packs rows for the database would have to share Python with decoding, and
-        the database would wait for both.
+        Not before: the thread that talks to the database would have to share Python with decoding.
         """
         allowed, self._allowed = self._allowed, None
         if allowed is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from broker.local import LocalLog
 from broker.ports import NewRecord
 from broker.settings import LocalLogSettings
-from db.batch import Batch, WhenSent, WriteResult
+from db.batch import Batch, WhenBusy, WriteResult
 from db.engine import Engine, open_engine
 from db.errors import StoreUnavailable
 from db.event_store import EventStore
@@ -29,11 +29,11 @@ class SlowStore(EventStore):
         self.takes = 30
         self.sizes: list[int] = []
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         if len(batch.records) > self.takes:
             raise StoreUnavailable("canceling statement due to statement timeout")
         self.sizes.append(len(batch.records))
-        return super().write(batch, when_sent)
+        return super().write(batch, when_busy)
 
 
 async def test_it_is_tried_smaller_until_it_fits_and_larger_again_once_it_does(

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from broker.local import LocalLog
 from broker.ports import NewRecord, Record, UndecodableRecord
 from broker.settings import LocalLogSettings
-from db.batch import Batch, InvalidRecord, ValidRecord, WhenSent, WriteResult
+from db.batch import Batch, InvalidRecord, ValidRecord, WhenBusy, WriteResult
 from db.engine import Engine, open_engine
 from db.errors import StoreUnavailable
 from db.event_store import EventStore
@@ -39,15 +39,15 @@ class GatedStore(EventStore):
         self.gate = threading.Event()
         self.fails = False
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         self.writes += 1
         if self.writes == 2:
-            assert when_sent is not None
-            when_sent()
+            assert when_busy is not None
+            when_busy()
             assert self.gate.wait(20)
             if self.fails:
                 raise StoreUnavailable("away for a moment")
-        return super().write(batch, when_sent)
+        return super().write(batch, when_busy)
 
 
 class WatchedWorker(Worker):

@@ -110,7 +110,7 @@ def test_a_commit_without_an_answer_ends_in_time_and_the_position_tells_its_outc
             pool_size=1,
         )
         store = EventStore(engine, "events")
-        # The first batch of a connection has one commit more, for its staging table.
+        # Connecting asks the server questions of its own.
         store.write(log.batch([]))
         proxy.armed.set()
         before = time.monotonic()

@@ -146,7 +146,7 @@ async def test_waiting_for_new_records_is_not_being_stuck(tmp_path: Path, engine
 class UnwritableStore(EventStore):
     """Readable, but takes no batch: a table locked by somebody else, a server in failover."""
 
-    def write(self, batch: object, when_sent: object = None) -> object:  # type: ignore[override]
+    def write(self, batch: object, when_busy: object = None) -> object:  # type: ignore[override]
         raise StoreUnavailable
 
 

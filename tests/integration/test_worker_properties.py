@@ -20,7 +20,7 @@ from broker.local import LocalLog
 from broker.partitioner import partition_for
 from broker.ports import NewRecord
 from broker.settings import LocalLogSettings
-from db.batch import Batch, WhenSent, WriteResult
+from db.batch import Batch, WhenBusy, WriteResult
 from db.engine import Engine, open_engine
 from db.errors import FenceLost
 from db.event_store import EventStore
@@ -45,10 +45,10 @@ class CrashingStore(EventStore):
         super().__init__(engine, log_topic)
         self.written: list[Batch] = []
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         if self.crash == "before store":
             raise Crash
-        result = super().write(batch, when_sent)
+        result = super().write(batch, when_busy)
         self.written.append(batch)
         if self.crash == "after store":
             raise Crash

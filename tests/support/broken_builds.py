@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from sqlalchemy import Connection, func, select, update
 
 from broker.ports import Consumer
-from db.batch import Advance, Batch, InvalidRecord, ValidRecord, WhenSent, WriteResult
+from db.batch import Advance, Batch, InvalidRecord, ValidRecord, WhenBusy, WriteResult
 from db.counts import CountKey, Counts
 from db.engine import transaction
 from db.errors import StoreUnavailable
@@ -32,9 +32,9 @@ class HaltingStore(EventStore):
 
     halt: Halt = staticmethod(lambda place: None)
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         self.halt("before_store")
-        return super().write(batch, when_sent)
+        return super().write(batch, when_busy)
 
 
 class UnfencedStore(HaltingStore):
@@ -60,8 +60,8 @@ class SeparateCounters(HaltingStore):
         self._postponed = _PostponedCounts(self._statements)
         self._statements = self._postponed
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
-        result = super().write(batch, when_sent)
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
+        result = super().write(batch, when_busy)
         self.halt("before_counts")
         if self._postponed.counts:
             with transaction(self._engine) as connection:
@@ -94,15 +94,15 @@ class _PostponedCounts:
 class OffsetIdentity(HaltingStore):
     """Drops what it has seen at the same offset, and nothing else."""
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
-        return super().write(_changed(batch, _by_offset), when_sent)
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
+        return super().write(_changed(batch, _by_offset), when_busy)
 
 
 class ChangedContent(HaltingStore):
     """Stores something other than what was sent."""
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
-        return super().write(_changed(batch, _in_capitals), when_sent)
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
+        return super().write(_changed(batch, _in_capitals), when_busy)
 
 
 class SkippingStore(HaltingStore):
@@ -112,12 +112,12 @@ class SkippingStore(HaltingStore):
         super().__init__(*arguments, **options)
         self._failed = False
 
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         if self._failed:
             self._failed = False
             return super().write(Batch(records=[], advances=batch.advances))
         try:
-            return super().write(batch, when_sent)
+            return super().write(batch, when_busy)
         except StoreUnavailable:
             self._failed = True
             raise

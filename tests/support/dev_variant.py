@@ -13,16 +13,16 @@ import sys
 
 import cli.worker_process
 from cli.main import app
-from db.batch import Batch, WhenSent, WriteResult
+from db.batch import Batch, WhenBusy, WriteResult
 from db.event_store import EventStore
 
 _place, _remaining = sys.argv[1], int(sys.argv[2])
 
 
 class HaltingStore(EventStore):
-    def write(self, batch: Batch, when_sent: WhenSent | None = None) -> WriteResult:
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         _pass("before_store", batch)
-        result = super().write(batch, when_sent)
+        result = super().write(batch, when_busy)
         _pass("before_commit", batch)
         return result
 
