@@ -9,7 +9,8 @@ from logging.config import fileConfig
 from typing import Any
 
 from alembic.util import CommandError
-from sqlalchemy import Column, Connection
+from sqlalchemy import Column, Connection, Index
+from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
 from alembic import context
@@ -27,6 +28,12 @@ PARTITION = re.compile(r"events_(default|p\d{8})")
 
 def include_name(name: str | None, kind: str, _: Any) -> bool:
     return kind != "table" or name is None or PARTITION.fullmatch(name) is None
+
+
+def include_object(found: SchemaItem, _: str | None, kind: str, __: bool, ___: SchemaItem | None) -> bool:
+    # An index of a kind that only Postgres has is nowhere else.
+    is_of_postgres = isinstance(found, Index) and found.dialect_options["postgresql"]["using"]
+    return not is_of_postgres or context.get_context().dialect.name == "postgresql"
 
 
 def compare_type(
@@ -47,6 +54,7 @@ def run(connection: Connection) -> None:
         connection=connection,
         target_metadata=Base.metadata,
         include_name=include_name,
+        include_object=include_object,
         compare_type=compare_type,
         render_as_batch=connection.dialect.name == "sqlite",
         # Our engine begins SQLite transactions itself, so there, too, a migration happens as a whole.

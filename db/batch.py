@@ -89,7 +89,7 @@ class Batch(msgspec.Struct, frozen=True):
 
 
 WhenBusy = Callable[[], object]
-"""Called as a database server begins with what takes it longest; this process has time for other work then."""
+"""Called as a database server begins with what takes it longest, while this process can do other work."""
 
 
 class Rejected(msgspec.Struct, frozen=True):

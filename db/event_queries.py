@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
+from time import monotonic
 from typing import Any, Final
 
 import msgspec
@@ -30,6 +31,9 @@ _FETCH_ROWS: Final = 100
 _MAX_SEQ: Final = 2**63 - 1
 _SCANNED_ROWS: Final = 500_000
 """Rows one statement of a walk looks at when no index leads to the events it is for."""
+_MOST_SCANNED_ROWS: Final = 8 * _SCANNED_ROWS
+"""The same, where the statements before were quick."""
+_QUICK_S: Final = 0.1
 _MAX_IDENTITIES: Final = 10_000
 """Topics under which an event_id given alone is looked for: a statement's parameters have a limit."""
 
@@ -155,8 +159,11 @@ class EventQueries:
     ) -> EventsPage:
         """Up to `limit` events with a `seq` below `before`, newest first, after leaving out `offset`.
 
-        A page with fewer events than `limit` is the last one only if its `next_before` is None.
+        A page with fewer events than `limit` is the last one only if its `next_before` is None: where no
+        index leads to the events, what was found within half the timeout is a page, even if that is nothing.
         """
+        if chosen.scans and not offset:
+            return self._scan(chosen, limit, before)
         return self._page(chosen, _Range(before), limit, offset)
 
     def pages(self, chosen: EventFilter, *, chunk: int) -> Iterator[EventsPage]:
@@ -176,6 +183,31 @@ class EventQueries:
             yield EventsPage(page.events, before)
             if before is None:
                 return
+
+    def _scan(self, chosen: EventFilter, limit: int, before: int | None) -> EventsPage:
+        """A page, put together from one stretch of `seq` after the other.
+
+        Within a stretch Postgres finds out by an index what holds nothing of a period. Of a whole table it
+        would go through every row in the order of the page, since it expects what it looks for everywhere.
+        """
+        highest, lowest = self._bounds()
+        if highest is None or lowest is None:
+            return EventsPage((), None)
+        deadline = monotonic() + self._timeout / 2
+        top = highest + 1 if before is None else min(before, highest + 1)
+        width = _SCANNED_ROWS
+        events: list[StoredEvent] = []
+        while True:
+            floor = top - width if top - width > lowest else None
+            began = monotonic()
+            page = self._page(chosen, _Range(top, floor), limit - len(events))
+            events += page.events
+            following = floor if page.next_before is None else page.next_before
+            is_full = len(events) == limit or page.next_before is not None
+            if is_full or following is None or monotonic() > deadline:
+                return EventsPage(events, following)
+            top = following
+            width = min(2 * width, _MOST_SCANNED_ROWS) if monotonic() - began < _QUICK_S else _SCANNED_ROWS
 
     def story(self, topic: str, event_id: str) -> EventStory | None:
         """The event of this identity and its story; None if nothing is known of it.
@@ -213,7 +245,7 @@ class EventQueries:
 
     def _bounds(self) -> tuple[int | None, int | None]:
         """The highest and the lowest `seq`."""
-        with read_transaction(self._engine, self._timeout) as connection:
+        with read_transaction(self._engine, self._timeout, advice=_NARROWER) as connection:
             highest, lowest = (
                 connection.execute(select(EventRow.seq).order_by(order).limit(1)).scalar_one_or_none()
                 for order in (EventRow.seq.desc(), EventRow.seq.asc())

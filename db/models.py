@@ -67,6 +67,12 @@ class EventRow(Base):
     __table_args__ = (
         PrimaryKeyConstraint("seq", "stored_at"),
         Index(None, "topic", "seq"),
+        Index(
+            "events_occurred_at_idx",
+            "occurred_at",
+            postgresql_using="brin",
+            postgresql_with={"autosummarize": "on"},
+        ).ddl_if(dialect="postgresql"),
         {"postgresql_partition_by": "RANGE (stored_at)"},
     )
 

@@ -25,6 +25,7 @@ from db.batch import Position
 from db.errors import StoreUnavailable
 from db.event_filter import EventFilter
 from db.event_queries import EventQueries, EventsPage
+from events.event import microseconds
 from tests.support.admin_client import Admin, admin_over, admin_queries
 from tests.support.http_server import raw_connection, running_server
 from tests.support.store_filler import START, StoreFiller, make_event, open_store
@@ -37,7 +38,7 @@ READING += ["/dead-letters", "/dead-letters/1", "/dead-letters/groups", "/dead-l
 async def test_every_answer_is_what_its_schema_says(admin: Admin, fill: StoreFiller) -> None:
     admin.log.held = {0: (0, 10), 1: (0, 0)}
     fill.events([make_event("a"), make_event("a"), make_event("a", payload={"n": 1}), make_event("b")])
-    fill.invalid(NOT_UTF8, headers=(("h", b"1"), ("h", None)), key=b"k", received_at=START)
+    fill.invalid(NOT_UTF8, headers=(("h", b"1"), ("h", None)), key=b"k", received_at_us=microseconds(START))
     fill.store.begin_incarnation(Position(0, 1, 5), 7, gap_from=5, gap_to=7, reason="expired")
     fill.store.heartbeat("worker-1", START)
     dead_letter = (await admin.get("/dead-letters?reason=invalid_json")).json()["dead_letters"][0]["id"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from sqlalchemy import Engine, delete
 from db.engine import transaction
 from db.errors import QueryTimedOut, SchemaMismatch
 from db.event_filter import EventFilter
-from db.event_queries import EventQueries, StoredEvent
+from db.event_queries import EventQueries, EventsPage, StoredEvent
 from db.models import EventRow
 from events.verdict import Verdict
 from tests.support.store_filler import START, StoreFiller, make_event, open_store
@@ -178,6 +179,42 @@ def test_a_walk_for_rare_events_reads_the_table_in_bounded_stretches(
 
     assert [event.event_id for page in pages for event in page.events] == ["160", "120", "80", "40", "0"]
     assert len(pages) >= 200 // 30
+
+
+def test_a_page_of_rare_events_is_put_together_from_stretches(
+    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill.events(
+        make_event(str(number), source="rare" if number % 40 == 0 else "usual") for number in range(200)
+    )
+    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 30)
+    rare = EventFilter(source="rare")
+
+    first = queries.page(rare, limit=2)
+    assert ids(list(first.events)) == ["160", "120"]
+    second = queries.page(rare, limit=2, before=first.next_before)
+    assert ids(list(second.events)) == ["80", "40"]
+    third = queries.page(rare, limit=2, before=second.next_before)
+    assert ids(list(third.events)) == ["0"]
+    assert third.next_before is None
+    assert queries.page(EventFilter(source="unheard of"), limit=2) == EventsPage([], None)
+
+
+def test_what_was_found_in_time_is_a_page_to_go_on_from(
+    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill.events(make_event(str(number), source="old" if number < 5 else "new") for number in range(200))
+    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 30)
+    hours = itertools.count(step=3_600)
+    monkeypatch.setattr("db.event_queries.monotonic", lambda: next(hours))
+
+    pages: list[EventsPage] = []
+    before: int | None = None
+    while not pages or before is not None:
+        pages.append(queries.page(EventFilter(source="old"), limit=10, before=before))
+        before = pages[-1].next_before
+
+    assert [len(page.events) for page in pages] == [0, 0, 0, 0, 0, 0, 5]
 
 
 def test_a_story_tells_every_verdict_that_is_known(fill: StoreFiller, queries: EventQueries) -> None:

@@ -48,8 +48,36 @@ def test_on_postgres_listings_and_single_events_are_read_by_index(postgres_url: 
     assert plans["story"].count("on events_day") == 1, plans["story"]
 
 
+@pytest.mark.postgres
+def test_on_postgres_blocks_without_events_of_a_period_are_passed_over(postgres_url: str) -> None:
+    engine = open_store(postgres_url)
+    try:
+        load_days(engine, days=2, events_per_day=80_000)
+        with transaction(engine) as connection:
+            for day in range(2):
+                # As autovacuum does it after a while.
+                connection.exec_driver_sql(
+                    f"SELECT brin_summarize_new_values('events_day_{day}_occurred_at_idx')"
+                )
+        queries = EventQueries(engine, timeout=10, max_page_bytes=10**9)
+        moment = dt.datetime(2026, 1, 1, 3, tzinfo=dt.UTC)
+        period = EventFilter(since=moment, until=moment + dt.timedelta(seconds=30))
+        found = queries.page(period, limit=100)
+        plan = plan_of(engine, lambda: queries.page(period, limit=100))
+    finally:
+        engine.dispose()
+
+    assert [event.timestamp for event in found.events] == [
+        moment + dt.timedelta(seconds=29 - n) for n in range(30)
+    ]
+    for day in range(2):
+        assert f"Bitmap Index Scan on events_day_{day}_occurred_at_idx" in plan, plan
+        assert f"Seq Scan on events_day_{day}" not in plan, plan
+
+
 def load_days(engine: Engine, *, days: int, events_per_day: int) -> None:
-    """Fill one partition per day with events of 20 topics; only the newest event has its real key."""
+    """Fill one partition per day with events of 20 topics, stored as they occur; only the newest event has
+    its real key."""
     begin = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     with transaction(engine) as connection:
         for day in range(days):
@@ -59,7 +87,8 @@ def load_days(engine: Engine, *, days: int, events_per_day: int) -> None:
                 f" FOR VALUES FROM ('{since}') TO ('{until}')"
             )
             connection.exec_driver_sql(
-                "INSERT INTO events SELECT nextval('event_seq'), %(since)s + n * interval '1 s', now(),"
+                "INSERT INTO events SELECT nextval('event_seq'), %(since)s + n * interval '1 s',"
+                " %(since)s + n * interval '1 s',"
                 " NULL, n, 0, 1, 'topic-' || n %% 20, 'id-' || n, 'source', '{}'"
                 " FROM generate_series(1, %(count)s) n",
                 {"since": since, "count": events_per_day},

@@ -86,7 +86,7 @@ def _invalid(partition: int, offset: int, known: dict[str, Any]) -> InvalidRecor
         known.get("key"),
         known.get("value"),
         known.get("headers", ()),
-        known.get("received_at"),
+        known.get("received_at_us"),
     )
     return InvalidRecord(
         at, known["reason"], known.get("error", "It is broken."), known.get("topic"), known.get("event_id")
