@@ -82,7 +82,7 @@ class _Page(_Schema):
     count: int = Field(description="Entries in this page.", examples=[1])
     next_cursor: str | None = Field(
         description="Give this as `cursor` for the next page; null after the last one. A page can be shorter"
-        " than `limit` and yet not be the last."
+        " than `limit`, or empty, and yet not be the last: it is what was found in the time for a request."
     )
 
 

@@ -31,9 +31,6 @@ _FETCH_ROWS: Final = 100
 _MAX_SEQ: Final = 2**63 - 1
 _SCANNED_ROWS: Final = 500_000
 """Rows one statement of a walk looks at when no index leads to the events it is for."""
-_MOST_SCANNED_ROWS: Final = 8 * _SCANNED_ROWS
-"""The same, where the statements before were quick."""
-_QUICK_S: Final = 0.1
 _MAX_IDENTITIES: Final = 10_000
 """Topics under which an event_id given alone is looked for: a statement's parameters have a limit."""
 
@@ -195,11 +192,9 @@ class EventQueries:
             return EventsPage((), None)
         deadline = monotonic() + self._timeout / 2
         top = highest + 1 if before is None else min(before, highest + 1)
-        width = _SCANNED_ROWS
         events: list[StoredEvent] = []
         while True:
-            floor = top - width if top - width > lowest else None
-            began = monotonic()
+            floor = top - _SCANNED_ROWS if top - _SCANNED_ROWS > lowest else None
             page = self._page(chosen, _Range(top, floor), limit - len(events))
             events += page.events
             following = floor if page.next_before is None else page.next_before
@@ -207,7 +202,6 @@ class EventQueries:
             if is_full or following is None or monotonic() > deadline:
                 return EventsPage(events, following)
             top = following
-            width = min(2 * width, _MOST_SCANNED_ROWS) if monotonic() - began < _QUICK_S else _SCANNED_ROWS
 
     def story(self, topic: str, event_id: str) -> EventStory | None:
         """The event of this identity and its story; None if nothing is known of it.
