@@ -14,6 +14,8 @@ from events.errors import InvalidCode, InvalidEvent
 from events.verdict import UNDECODABLE_REASON
 
 _TIMES_AT_HAND: Final = 1_024
+_SHORT_BYTES: Final = 40
+"""More than our gateway writes. A header can be as large as a record, and must not stay in memory."""
 
 
 def decode_records(records: Iterable[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
@@ -48,17 +50,19 @@ def _received_at(headers: Headers) -> int | None:
     """When the gateway took the event. A header that cannot be read is as good as none."""
     for name, value in headers:
         if name == "received_at" and value is not None:
-            return _readable_timestamp(value)
+            return (_timestamp_at_hand if len(value) <= _SHORT_BYTES else _timestamp)(value)
     return None
 
 
-@lru_cache(_TIMES_AT_HAND)
-def _readable_timestamp(value: bytes) -> int | None:
-    # Many times the same: the events of one request have it in common.
+def _timestamp(value: bytes) -> int | None:
     try:
         return parse_timestamp(value.decode())
     except (InvalidEvent, UnicodeDecodeError):
         return None
+
+
+# Many times the same: the events of one request have it in common.
+_timestamp_at_hand: Final = lru_cache(_TIMES_AT_HAND)(_timestamp)
 
 
 def fingerprint(record: Record | UndecodableRecord) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -83,6 +84,22 @@ def test_the_first_received_at_header_is_taken() -> None:
     [valid] = decode_records([record(event(), headers=headers)])
     assert isinstance(valid, ValidRecord)
     assert valid.at.received_at_us == 1_767_225_600_500_000
+
+
+def test_a_huge_received_at_header_is_read_and_not_remembered() -> None:
+    header = b"2026-01-01T00:00:00.5" + b"0" * 500_000 + b"Z"
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            unlike = header.replace(b"500", b"50%d" % number, 1)
+            [valid] = decode_records([record(event(), headers=(("received_at", unlike),))])
+            assert isinstance(valid, ValidRecord)
+            assert valid.at.received_at_us is not None
+            del valid, unlike
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < len(header)
 
 
 def test_a_fingerprint_tells_records_apart_by_place_and_by_content() -> None:
