@@ -172,12 +172,9 @@ class EventQueries:
         highest, lowest = self._bounds() if chosen.scans else (None, None)
         before = None if highest is None else highest + 1
         while True:
-            floor = None
-            if before is not None and lowest is not None and before - _SCANNED_ROWS > lowest:
-                floor = before - _SCANNED_ROWS
-            page = self._page(chosen, _Range(before, floor), chunk)
-            before = page.next_before if page.next_before is not None else floor
-            yield EventsPage(page.events, before)
+            page = self._stretch(chosen, before, lowest, chunk)
+            yield page
+            before = page.next_before
             if before is None:
                 return
 
@@ -193,15 +190,25 @@ class EventQueries:
         deadline = monotonic() + self._timeout / 2
         top = highest + 1 if before is None else min(before, highest + 1)
         events: list[StoredEvent] = []
+        size = 0
         while True:
-            floor = top - _SCANNED_ROWS if top - _SCANNED_ROWS > lowest else None
-            page = self._page(chosen, _Range(top, floor), limit - len(events))
+            page = self._stretch(chosen, top, lowest, limit - len(events), size)
             events += page.events
-            following = floor if page.next_before is None else page.next_before
-            is_full = len(events) == limit or page.next_before is not None
-            if is_full or following is None or monotonic() > deadline:
-                return EventsPage(events, following)
-            top = following
+            size += sum(len(event.payload) for event in page.events)
+            is_full = len(events) == limit or size >= self._max_page_bytes
+            if is_full or page.next_before is None or monotonic() > deadline:
+                return EventsPage(events, page.next_before)
+            top = page.next_before
+
+    def _stretch(
+        self, chosen: EventFilter, before: int | None, lowest: int | None, limit: int, held_bytes: int = 0
+    ) -> EventsPage:
+        """Events of one stretch of `seq`, or of all that is left where `before` or `lowest` is None."""
+        floor = None
+        if before is not None and lowest is not None and before - _SCANNED_ROWS > lowest:
+            floor = before - _SCANNED_ROWS
+        page = self._page(chosen, _Range(before, floor), limit, 0, held_bytes)
+        return page if page.next_before is not None else EventsPage(page.events, floor)
 
     def story(self, topic: str, event_id: str) -> EventStory | None:
         """The event of this identity and its story; None if nothing is known of it.
@@ -224,7 +231,9 @@ class EventQueries:
         story.sort(key=lambda one: one.at)
         return EventStory(event, story, len(shown) == len(letters))
 
-    def _page(self, chosen: EventFilter, among: _Range, limit: int, offset: int = 0) -> EventsPage:
+    def _page(
+        self, chosen: EventFilter, among: _Range, limit: int, offset: int = 0, held_bytes: int = 0
+    ) -> EventsPage:
         with read_transaction(self._engine, self._timeout, advice=_NARROWER) as connection:
             locations = _locate(connection, chosen)
             if locations is not None and not locations:
@@ -235,7 +244,7 @@ class EventQueries:
                 # A server-side cursor on Postgres: without one the driver holds the whole result.
                 connection.execution_options(yield_per=_FETCH_ROWS)
             with connection.execute(statement) as rows:
-                return self._collect(rows, limit)
+                return self._collect(rows, limit, held_bytes)
 
     def _bounds(self) -> tuple[int | None, int | None]:
         """The highest and the lowest `seq`."""
@@ -246,9 +255,8 @@ class EventQueries:
             )
             return highest, lowest
 
-    def _collect(self, rows: Iterable[_Row], limit: int) -> EventsPage:
+    def _collect(self, rows: Iterable[_Row], limit: int, size: int) -> EventsPage:
         events: list[StoredEvent] = []
-        size = 0
         last: int | None = None
         for row in rows:
             if len(events) == limit or size >= self._max_page_bytes:

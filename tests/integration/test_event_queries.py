@@ -167,29 +167,38 @@ def test_a_page_ends_early_before_its_payloads_exhaust_memory(fill: StoreFiller,
     assert ids(list(walk(queries, EventFilter(), MANY))) == [str(number) for number in reversed(range(10))]
 
 
-def test_a_walk_for_rare_events_reads_the_table_in_bounded_stretches(
-    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def rare(fill: StoreFiller, monkeypatch: pytest.MonkeyPatch) -> EventFilter:
+    """The source of every fortieth event, in a table that is read in stretches of thirty."""
     fill.events(
-        make_event(str(number), source="rare" if number % 40 == 0 else "usual") for number in range(200)
+        make_event(str(number), source="rare" if number % 40 == 0 else "usual", payload={"text": "x" * 400})
+        for number in range(200)
     )
     monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 30)
+    return EventFilter(source="rare")
 
-    pages = list(queries.pages(EventFilter(source="rare"), chunk=2))
+
+def test_a_walk_for_rare_events_reads_the_table_in_bounded_stretches(
+    rare: EventFilter, queries: EventQueries
+) -> None:
+    pages = list(queries.pages(rare, chunk=2))
 
     assert [event.event_id for page in pages for event in page.events] == ["160", "120", "80", "40", "0"]
     assert len(pages) >= 200 // 30
 
 
-def test_a_page_of_rare_events_is_put_together_from_stretches(
-    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch
+def test_a_page_put_together_from_stretches_ends_early_before_it_exhausts_memory(
+    rare: EventFilter, reader: Engine
 ) -> None:
-    fill.events(
-        make_event(str(number), source="rare" if number % 40 == 0 else "usual") for number in range(200)
-    )
-    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 30)
-    rare = EventFilter(source="rare")
+    queries = EventQueries(reader, timeout=10, max_page_bytes=1_000)
 
+    assert len(queries.page(rare, limit=MANY).events) == 3
+    assert ids(list(walk(queries, rare, MANY))) == ["160", "120", "80", "40", "0"]
+
+
+def test_a_page_of_rare_events_is_put_together_from_stretches(
+    rare: EventFilter, queries: EventQueries
+) -> None:
     first = queries.page(rare, limit=2)
     assert ids(list(first.events)) == ["160", "120"]
     second = queries.page(rare, limit=2, before=first.next_before)

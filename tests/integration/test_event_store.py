@@ -375,7 +375,9 @@ def test_real_events_are_stored_once_each(engine: Engine, store: EventStore, log
 
     assert first.stored + second.stored == len(events)
     assert second.duplicates == 500
-    stored = {(row.topic, row.event_id): row for row in rows(engine, EventRow)}
+    kept = rows(engine, EventRow)
+    assert len(kept) == len(events)
+    stored = {(row.topic, row.event_id): row for row in kept}
     for event in events:
         row = stored[event.topic, event.event_id]
         assert (row.payload.encode(), row.occurred_at) == (event.payload, event.timestamp)
