@@ -20,6 +20,7 @@ from broker.errors import (
     RecordTooLarge,
 )
 from broker.kafka.client import describe, translate
+from broker.kafka.departure import Departure
 from broker.kafka.lane import RECORD_FRAME_BYTES, Batch, Lane, Publish, Share, headers_size
 from broker.kafka.session import Session, SessionLost
 from broker.partitioner import partition_for
@@ -59,8 +60,7 @@ class KafkaProducer:
         self._partitions = 0
         self._buffered_records = 0
         self._buffered_bytes = 0
-        self._under_way = 0
-        self._departure: asyncio.Event | None = None
+        self._departures: dict[int | None, Departure] = {}
         self._watch: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -112,15 +112,11 @@ class KafkaProducer:
         for lane, share in publish.shares:
             lane.pending.append(share)
             self._run(lane)
+        deadline = asyncio.get_running_loop().call_later(timeout, _give_up, publish, len(records), timeout)
         try:
-            async with asyncio.timeout(timeout):
-                await publish.done
-        except TimeoutError:
-            raise ProduceOutcomeUnknown(
-                f"The log did not acknowledge {publish.unacknowledged:,} of {len(records):,} records within"
-                f" {timeout:g} s; some of them may be in it. Sending them again is safe."
-            ) from None
+            await publish.done
         finally:
+            deadline.cancel()
             if publish.unacknowledged:
                 self._withdraw(publish)
 
@@ -175,33 +171,27 @@ class KafkaProducer:
         try:
             while lane.pending:
                 await self._connected.wait()
-                if self._under_way or self._departure is not None:
-                    await self._linger()
                 session = self._session
                 if session is None:
                     continue
-                await self._send(session, lane)
+                departure = self._departure(session.leader(lane.partition))
+                await departure.wait()
+                if session is self._session:
+                    await self._send(session, lane, departure)
         finally:
             lane.task = None
 
-    async def _linger(self) -> None:
-        """Wait a moment, so that what arrives for any partition meanwhile shares a request to the brokers."""
-        departure = self._departure
+    def _departure(self, broker: int | None) -> Departure:
+        departure = self._departures.get(broker)
         if departure is None:
-            departure = self._departure = asyncio.Event()
-            asyncio.get_running_loop().call_later(self._settings.linger_seconds, self._depart)
-        await departure.wait()
+            departure = self._departures[broker] = Departure(self._settings.linger_seconds)
+        return departure
 
-    def _depart(self) -> None:
-        departure, self._departure = self._departure, None
-        if departure is not None:
-            departure.set()
-
-    async def _send(self, session: Session, lane: Lane) -> None:
+    async def _send(self, session: Session, lane: Lane, departure: Departure) -> None:
         batch = Batch(session.create_batch(), time.monotonic())
         records = size = 0
         lane.sending = batch
-        self._under_way += 1
+        departure.begin()
         try:
             lane.fill(batch)
             records, size = batch.records, batch.size
@@ -230,7 +220,7 @@ class KafkaProducer:
             raise
         finally:
             lane.sending = None
-            self._under_way -= 1
+            departure.end()
             self._release(records, size)
 
     def _failure(self, error: KafkaError) -> BrokerError:
@@ -303,3 +293,12 @@ class KafkaProducer:
                 _log.warning("the Kafka producer cannot connect: %s", error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _give_up(publish: Publish, records: int, timeout: float) -> None:
+    publish.fail(
+        ProduceOutcomeUnknown(
+            f"The log did not acknowledge {publish.unacknowledged:,} of {records:,} records within"
+            f" {timeout:g} s; some of them may be in it. Sending them again is safe."
+        )
+    )

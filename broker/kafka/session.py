@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed, UnknownTopicOrPartitionError
+from aiokafka.structs import TopicPartition
 
 from broker.errors import LogMisconfigured
 from broker.kafka.client import adopt, connection_options, fetch_topic, retried, topic_batch_limit, translated
@@ -70,6 +71,13 @@ class Session:
         """Number of partitions, as last seen; None if the topic was not there."""
         known = self._client.cluster.partitions_for_topic(self._settings.topic)
         return len(known) if known else None
+
+    def leader(self, partition: int) -> int | None:
+        """The broker that leads the partition, as last seen; None if there is none."""
+        leader: int | None = self._client.cluster.leader_for_partition(
+            TopicPartition(self._settings.topic, partition)
+        )
+        return leader
 
     @property
     def failed(self) -> bool:

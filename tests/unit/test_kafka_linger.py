@@ -15,7 +15,7 @@ from broker.ports import NewRecord
 from broker.settings import KafkaSettings
 
 PARTITIONS = 2
-SETTINGS = KafkaSettings(bootstrap_servers="127.0.0.1:1", topic="events", linger_seconds=0.01)
+SETTINGS = KafkaSettings(bootstrap_servers="127.0.0.1:1", topic="events", linger_seconds=1)
 FIRST, SECOND = (
     next(key for key in (b"%d" % n for n in range(100)) if partition_for(key, PARTITIONS) == partition)
     for partition in range(PARTITIONS)
@@ -82,22 +82,52 @@ async def test_what_comes_when_nothing_is_on_its_way_is_sent_at_once(client: Cli
     await producer.stop()
 
 
-async def test_what_comes_meanwhile_leaves_together_whatever_its_partition(client: Client) -> None:
+async def test_what_comes_meanwhile_leaves_together_with_the_answer_whatever_its_partition(
+    client: Client,
+) -> None:
     producer = KafkaProducer(SETTINGS)
     await producer.start()
     publishes = [publish(producer, FIRST)]
     await turns()
-    publishes += [publish(producer, SECOND)]
-    await turns()
-    client.sent[0][1].set_result(None)
-    publishes += [publish(producer, FIRST), publish(producer, SECOND)]
+    publishes += [publish(producer, SECOND), publish(producer, FIRST), publish(producer, SECOND)]
     await turns()
     assert len(client.sent) == 1
-    client.was_called.clear()
-    await client.was_called.wait()
+    client.sent[0][1].set_result(None)
     await turns()
     assert sorted(partition for partition, _ in client.sent[1:]) == [0, 1]
     for _, future in client.sent[1:]:
+        future.set_result(None)
+    await asyncio.gather(*publishes)
+    await producer.stop()
+
+
+async def test_a_broker_that_does_not_answer_is_waited_for_as_long_as_the_linger_only(client: Client) -> None:
+    producer = KafkaProducer(SETTINGS.model_copy(update={"linger_seconds": 0.01}))
+    await producer.start()
+    unanswered = publish(producer, FIRST)
+    await turns()
+    other = publish(producer, SECOND)
+    client.was_called.clear()
+    await client.was_called.wait()
+    assert [partition for partition, _ in client.sent] == [0, 1]
+    client.sent[1][1].set_result(None)
+    await other
+    assert not unanswered.done()
+    client.sent[0][1].set_result(None)
+    await unanswered
+    await producer.stop()
+
+
+async def test_batches_for_one_broker_do_not_wait_for_another(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "leader", lambda self, partition: partition)
+    producer = KafkaProducer(SETTINGS)
+    await producer.start()
+    publishes = [publish(producer, FIRST), publish(producer, SECOND)]
+    await turns()
+    assert [partition for partition, _ in client.sent] == [0, 1]
+    for _, future in client.sent:
         future.set_result(None)
     await asyncio.gather(*publishes)
     await producer.stop()
