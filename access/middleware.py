@@ -13,10 +13,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from access.keyring import KeyRefused, Keyring
 from access.keys import Key, Role
 from access.loopback import host_problem
-from telemetry.http import PROBE_PATHS
-from telemetry.problem import Problem, problem_response
+from telemetry.http import PROBE_PATHS, answer_problem
+from telemetry.problem import Problem
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_MOST_SEEN: Final = 100
+_LONGEST_SEEN: Final = 100
 OPEN_PATHS: Final = PROBE_PATHS | {"/docs", "/openapi.json", "/publish"}
 """The first tell nothing of what is stored; the route of the last looks at keys itself."""
 
@@ -41,32 +43,44 @@ class AccessMiddleware:
     def __init__(self, app: ASGIApp, keyring: Keyring | None) -> None:
         self.app = app
         self._keyring = keyring
+        # Values of `Host` that were found to be of this machine: most requests bring the same.
+        self._seen: set[bytes] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
                 self._admit(scope)
             except Problem as problem:
-                state = scope.setdefault("state", {})
-                state["error_type"] = problem.code
-                await problem_response(problem, state.get("request_id"))(scope, receive, send)
+                await answer_problem(problem, scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
-        headers = Headers(scope=scope)
         if self._keyring is None:
-            sentence = host_problem(headers.get("host"), headers.get("origin"))
-            if sentence is not None:
-                raise Problem(403, "host_not_allowed", sentence)
+            self._require_this_machine(scope)
         elif scope["path"] not in OPEN_PATHS:
             try:
-                key = self._keyring.find(headers.get("authorization"))
+                key = self._keyring.find(Headers(scope=scope).get("authorization"))
             except KeyRefused as refused:
                 raise key_problem(refused) from None
             _require_role(key, scope["method"])
             scope.setdefault("state", {})["key"] = key
             structlog.contextvars.bind_contextvars(key_id=key.id)
+
+    def _require_this_machine(self, scope: Scope) -> None:
+        host = origin = None
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value
+            elif name == b"origin":
+                origin = value
+        if origin is None and host in self._seen:
+            return
+        sentence = host_problem(_text(host), _text(origin))
+        if sentence is not None:
+            raise Problem(403, "host_not_allowed", sentence)
+        if host is not None and len(host) <= _LONGEST_SEEN and len(self._seen) < _MOST_SEEN:
+            self._seen.add(host)
 
 
 def key_of(request: Request) -> Key | None:
@@ -83,6 +97,10 @@ def key_problem(refused: KeyRefused) -> Problem:
         refused.message,
         headers={"www-authenticate": "Bearer"},
     )
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
 
 
 def _require_role(key: Key, method: str) -> None:

@@ -19,6 +19,7 @@ from admin_api.settings import AdminSettings
 from admin_api.stats_routes import stats_router
 from db.queries import StoreQueries
 from telemetry.api_page import install_api_page
+from telemetry.application import Application
 from telemetry.http import install_problem_responses
 from telemetry.metrics import Metrics
 
@@ -65,7 +66,7 @@ def create_admin_app(
     Args:
         metrics: of the process.
     """
-    app = FastAPI(
+    app = Application(
         title="Event aggregator: admin API",
         description="Stored events, statistics, and dead letters with what to do about them.",
         docs_url=None,

@@ -22,6 +22,7 @@ from db.settings import DatabaseSettings
 from ingest_api.gateway import Gateway
 from ingest_api.routes import install_publish_route
 from telemetry.api_page import install_api_page
+from telemetry.application import Application
 from telemetry.health import health_router
 from telemetry.http import install_problem_responses
 from telemetry.metrics import Metrics
@@ -77,7 +78,7 @@ class EmbeddedStore:
 
     def app(self, gateway: Gateway) -> FastAPI:
         """The routes of gateway and admin API as one application."""
-        app = FastAPI(
+        app = Application(
             title="Event aggregator",
             description="Takes events, answers once they are durable, stores each exactly once, shows them.",
             docs_url=None,

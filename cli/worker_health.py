@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-from fastapi import FastAPI
 
 from cli.http_server import bind, serve
 from cli.worker_process import WorkerProcess
 from stream_worker.settings import WorkerSettings
+from telemetry.application import Application
 from telemetry.health import Readiness, health_router
 from telemetry.http import install_problem_responses
 
@@ -42,7 +42,7 @@ async def serve_health(settings: WorkerSettings, worker: WorkerProcess) -> Async
         StartFailure: the port is taken.
     """
     health = WorkerHealth()
-    app = FastAPI(title="Event aggregator: worker", docs_url=None, redoc_url=None)
+    app = Application(title="Event aggregator: worker", docs_url=None, redoc_url=None)
     app.include_router(health_router(health.readiness, lambda: worker.is_alive))
     install_problem_responses(app, metrics=worker.metrics)
     listener = bind(settings.host, settings.port)

@@ -11,6 +11,7 @@ from access.openapi import document_keys
 from ingest_api.gateway import Gateway
 from ingest_api.routes import install_publish_route
 from telemetry.api_page import install_api_page
+from telemetry.application import Application
 from telemetry.health import health_router
 from telemetry.http import install_problem_responses
 
@@ -26,7 +27,7 @@ def create_gateway_app(
         log_level: of the line for a request that was answered with a status below 500.
         lifespan: what surrounds the life of the application; by default `gateway_lifespan`.
     """
-    app = FastAPI(
+    app = Application(
         title="Event aggregator: gateway",
         description="Takes events and answers once they are durable.",
         docs_url=None,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final, Self
 
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
+from ingest_api.deadline import Deadline
 from ingest_api.refusal import Reason, Refused
 from ingest_api.settings import IngestSettings
 
@@ -28,19 +27,19 @@ class InFlight:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @contextmanager
-    def request(self) -> Iterator[Reservation]:
-        """Account for one request; gives back all it reserved when it ends."""
-        reservation = Reservation(self)
+    def request(self) -> Reservation:
+        """Account for one request while the block runs; gives back all it reserved when it ends."""
+        return Reservation(self)
+
+    def begin(self) -> None:
         self.requests += 1
         self._idle.clear()
-        try:
-            yield reservation
-        finally:
-            self.bytes -= reservation.bytes
-            self.requests -= 1
-            if not self.requests:
-                self._idle.set()
+
+    def end(self, reserved: int) -> None:
+        self.bytes -= reserved
+        self.requests -= 1
+        if not self.requests:
+            self._idle.set()
 
     def require(self, size: int) -> None:
         """Raise Refused (`overloaded`) if that many more bytes do not fit now."""
@@ -59,9 +58,18 @@ class InFlight:
 class Reservation:
     """What one request holds of the bytes in flight."""
 
+    __slots__ = ("_in_flight", "bytes")
+
     def __init__(self, in_flight: InFlight) -> None:
         self._in_flight = in_flight
         self.bytes = 0
+
+    def __enter__(self) -> Self:
+        self._in_flight.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._in_flight.end(self.bytes)
 
     def require(self, size: int) -> None:
         """Raise Refused (`overloaded`) if that many more bytes do not fit now, without reserving them."""
@@ -75,7 +83,7 @@ class Reservation:
 
 
 async def read_body(
-    receive: Receive, headers: Headers, reservation: Reservation, settings: IngestSettings
+    receive: Receive, headers: Mapping[bytes, bytes], reservation: Reservation, settings: IngestSettings
 ) -> bytes:
     """The request's body, decompressed where it was sent with gzip.
 
@@ -86,17 +94,20 @@ async def read_body(
         Refused: unsupported type or encoding, too large, too slow, or no room at the moment.
         ClientDisconnect: nobody is left to answer.
     """
-    _check_content_type(headers.get("content-type"))
-    unpack = _decoder(headers.get("content-encoding"), settings.max_body_bytes)
-    declared = headers.get("content-length", "0")
-    if declared.isdecimal():
+    content_type = headers.get(b"content-type", b"")
+    if content_type != b"application/json":
+        _check_content_type(content_type.decode("latin-1"))
+    encoding = headers.get(b"content-encoding")
+    unpack = _Identity() if encoding is None else _decoder(encoding)
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit():
         # True of compressed bodies too: JSON never grows by compression.
         if int(declared) > settings.max_body_bytes:
             raise _too_large(settings.max_body_bytes)
         reservation.require(int(declared))
     pieces: list[bytes] = []
     try:
-        async with asyncio.timeout(settings.read_timeout_seconds):
+        with Deadline(settings.read_timeout_seconds):
             more = True
             while more:
                 message = await receive()
@@ -119,9 +130,8 @@ async def read_body(
 
 
 class _Identity:
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        if data:
-            yield data
+    def feed(self, data: bytes) -> Iterable[bytes]:
+        return (data,) if data else ()
 
     def finish(self) -> None:
         pass
@@ -153,19 +163,19 @@ class _Gunzip:
             raise _broken_gzip()
 
 
-def _decoder(encoding: str | None, max_bytes: int) -> _Identity | _Gunzip:
-    name = (encoding or "identity").strip().lower()
-    if name == "identity":
+def _decoder(encoding: bytes) -> _Identity | _Gunzip:
+    name = encoding.strip().lower()
+    if name in {b"identity", b""}:
         return _Identity()
-    if name in {"gzip", "x-gzip"}:
+    if name in {b"gzip", b"x-gzip"}:
         return _Gunzip()
     raise Refused(
         Reason.UNSUPPORTED_CONTENT_ENCODING, "Send the body as it is or with content-encoding: gzip."
     )
 
 
-def _check_content_type(value: str | None) -> None:
-    media_type, _, parameters = (value or "").partition(";")
+def _check_content_type(value: str) -> None:
+    media_type, _, parameters = value.partition(";")
     if media_type.strip().lower() != "application/json":
         raise Refused(
             Reason.UNSUPPORTED_CONTENT_TYPE,

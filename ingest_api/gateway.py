@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import random
-from collections.abc import Callable
 from enum import StrEnum
 from time import monotonic
 from typing import Final
@@ -29,14 +27,13 @@ from ingest_api.metrics import GatewayMetrics
 from ingest_api.permit import Permit, Permits
 from ingest_api.refusal import TOPIC_NOT_ALLOWED, EventError, Reason, Refused, Rejected
 from ingest_api.settings import IngestSettings
+from telemetry.clock import now_text
 from telemetry.health import Readiness
 from telemetry.metrics import Metrics
 from telemetry.tracing import NoTracing, TraceContext, Tracing
 
 TURN_S: Final = 0.005
 """Seconds of decoding after which other requests get a turn."""
-OVERDUE_S: Final = 1.0
-"""Seconds past its deadline after which a producer that has not given up by itself is cancelled."""
 
 _RETRY_IS_SAFE: Final = "Send the whole request again with the same event ids; that is always safe."
 _WHOLE_BODY: Final = {
@@ -83,7 +80,6 @@ class Gateway:
         metrics: GatewayMetrics | None = None,
         tracing: Tracing | None = None,
         permits: Permits | None = None,
-        now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         self.settings = settings
         self.in_flight = InFlight(settings.max_in_flight_bytes)
@@ -92,7 +88,6 @@ class Gateway:
         self.metrics.follow_in_flight(lambda: producer.in_flight)
         self.permits = permits or Permits()
         self._tracing = tracing or NoTracing()
-        self._now = now
         self._state = _State.STARTING
         self._start_called = False
         self._connected = False
@@ -189,7 +184,20 @@ class Gateway:
             Refused: with the reason; for all but the log's reasons nothing was published.
         """
         with self._tracing.send(trace) as sending:
-            records, rejected = await self._decode(body, permit, sending.context)
+            raw_events = self._split(body, permit)
+            headers = self._headers(sending.context)
+            rejected = Rejected()
+            records: list[NewRecord] = []
+            turn_ends = monotonic() + TURN_S
+            for index, raw in enumerate(raw_events):
+                record = _checked(index, raw, headers, permit)
+                if isinstance(record, NewRecord):
+                    records.append(record)
+                else:
+                    rejected.add(record)
+                if monotonic() > turn_ends:
+                    await asyncio.sleep(0)
+                    turn_ends = monotonic() + TURN_S
             if rejected.count:
                 self.metrics.rejected(rejected)
             if not records:
@@ -199,9 +207,7 @@ class Gateway:
         self.metrics.accepted(records)
         return Accepted(accepted=len(records), rejected=rejected)
 
-    async def _decode(
-        self, body: bytes, permit: Permit | None, trace: TraceContext | None
-    ) -> tuple[list[NewRecord], Rejected]:
+    def _split(self, body: bytes, permit: Permit | None) -> list[bytes]:
         limit = self.settings.max_events
         if permit is not None:
             permit.take_bytes(len(body))
@@ -216,32 +222,10 @@ class Gateway:
             )
         if permit is not None:
             permit.take_events(len(raw_events))
-        headers = self._headers(trace)
-        records: list[NewRecord] = []
-        rejected = Rejected()
-        turn_ends = monotonic() + TURN_S
-        for index, raw in enumerate(raw_events):
-            if monotonic() > turn_ends:
-                await asyncio.sleep(0)
-                turn_ends = monotonic() + TURN_S
-            try:
-                topic, event_id = check_event(raw)
-            except InvalidEvent as error:
-                reason = _WHOLE_BODY.get(error.code)
-                if reason is not None:
-                    raise Refused(reason, f"Event {index:,}: {error.message}") from None
-                rejected.add(EventError(index, error.event_id, error.code, error.message))
-                continue
-            barred = permit and permit.topic_error(index, topic, event_id)
-            if barred:
-                rejected.add(barred)
-            else:
-                records.append(NewRecord(log_key(topic, event_id), raw, headers))
-        return records, rejected
+        return raw_events
 
     def _headers(self, trace: TraceContext | None) -> Headers:
-        received_at = self._now().isoformat(timespec="microseconds").replace("+00:00", "Z")
-        headers: Headers = (("received_at", received_at.encode()), ("ingress", b"http"))
+        headers: Headers = (("received_at", now_text().encode()), ("ingress", b"http"))
         return headers if trace is None else (*headers, *trace.record_headers())
 
     async def _append(self, records: list[NewRecord]) -> None:
@@ -250,22 +234,20 @@ class Gateway:
             with self.metrics.producing():
                 if not self._connected:
                     raise LogUnavailable
-                # The producer gives up by itself; the outer deadline is for one that does not.
-                async with asyncio.timeout(timeout + OVERDUE_S):
-                    await self._producer.publish(records, timeout=timeout)
+                await self._producer.publish(records, timeout=timeout)
         except RecordTooLarge as error:
             raise Refused(
                 Reason.EVENT_TOO_LARGE,
                 "The log takes no record as large as one of these events; others may be in it already.",
             ) from error
-        except (BrokerError, TimeoutError) as error:
+        except BrokerError as error:
             self._log_failed(error)
             raise _log_refused(error, timeout) from error
         if self._log_error is not None:
             self._log_error = None
             _LOGGER.info("log available again")
 
-    def _log_failed(self, error: BrokerError | TimeoutError) -> None:
+    def _log_failed(self, error: BrokerError) -> None:
         """Remember the trouble for `readiness`, and log it once until the log is back."""
         if self._log_error is None:
             _LOGGER.warning("log unavailable", **{"error.type": type(error).__name__}, error=str(error))
@@ -285,6 +267,19 @@ class Gateway:
                 self._connected = True
 
 
+def _checked(index: int, raw: bytes, headers: Headers, permit: Permit | None) -> NewRecord | EventError:
+    """The record of an event, or why there is none. Raises Refused if the body as a whole is broken."""
+    try:
+        topic, event_id = check_event(raw)
+    except InvalidEvent as error:
+        reason = _WHOLE_BODY.get(error.code)
+        if reason is not None:
+            raise Refused(reason, f"Event {index:,}: {error.message}") from None
+        return EventError(index, error.event_id, error.code, error.message)
+    barred = permit and permit.topic_error(index, topic, event_id)
+    return barred or NewRecord(log_key(topic, event_id), raw, headers)
+
+
 def _none_acceptable(rejected: Rejected) -> Refused:
     if not rejected.count:
         return Refused(Reason.SCHEMA, "The array is empty; send at least one event.")
@@ -300,8 +295,8 @@ def _none_acceptable(rejected: Rejected) -> Refused:
     return Refused(Reason.NO_EVENT_ACCEPTABLE, message, rejected=rejected)
 
 
-def _log_refused(error: BrokerError | TimeoutError, timeout: float) -> Refused:
-    if isinstance(error, (ProduceOutcomeUnknown, TimeoutError)):
+def _log_refused(error: BrokerError, timeout: float) -> Refused:
+    if isinstance(error, ProduceOutcomeUnknown):
         return Refused(
             Reason.OUTCOME_UNKNOWN,
             f"The log did not acknowledge within {timeout:g} seconds; some events may be in it."

@@ -70,5 +70,5 @@ class _Producing:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._duration.observe(perf_counter() - self._started)
-        if isinstance(error, (BrokerError, TimeoutError)):
+        if isinstance(error, BrokerError):
             self._errors.add(1, type(error).__name__)

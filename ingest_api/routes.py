@@ -6,50 +6,36 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from ingest_api.body import read_body
 from ingest_api.gateway import Accepted, Gateway
 from ingest_api.publish_openapi import publish_operation
 from ingest_api.refusal import CLOSES_CONNECTION, STATUS, Reason, Refused, Rejected
-from telemetry.http import Problem
+from telemetry.application import DirectRoute
+from telemetry.http import answer_problem
+from telemetry.problem import Problem
 from telemetry.tracing import TraceContext
-
-
-class _DirectRoute(APIRoute):
-    """A route whose endpoint takes the request and returns the response, with nothing in between.
-
-    FastAPI's dependencies and validation have nothing to do here, and would take most of a request's time.
-    The route is documented like any other.
-    """
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.methods is None or scope["method"] not in self.methods:
-            await super().handle(scope, receive, send)
-            return
-        response = await self.endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
 
 
 def install_publish_route(app: FastAPI, gateway: Gateway) -> None:
     """`POST /publish`, before all others: a request would be looked up twice in a router that is included."""
-    router = APIRouter(tags=["publish"], route_class=_DirectRoute)
+    router = APIRouter(tags=["publish"], route_class=DirectRoute)
 
     @router.post("/publish", summary="Publish events", **publish_operation(gateway.settings))
     async def publish(request: Request) -> Response:
+        headers = dict(request.scope["headers"])
         try:
             gateway.require_ready()
-            headers = request.headers
-            permit = gateway.permits.of(headers.get("authorization"))
+            permit = gateway.permits.of(_text(headers.get(b"authorization")))
             with gateway.in_flight.request() as reservation:
                 body = await read_body(request.receive, headers, reservation, gateway.settings)
-                answer = await gateway.publish(body, permit=permit, trace=_trace_context(headers))
+                trace = _trace_context(request.headers) if b"traceparent" in headers else None
+                answer = await gateway.publish(body, permit=permit, trace=trace)
         except Refused as refused:
             gateway.metrics.refused(refused.reason)
-            raise _problem(refused, gateway.settings.retry_after_seconds) from refused.__cause__
+            return answer_problem(_problem(refused, gateway.settings.retry_after_seconds), request.scope)
         response = _answer(answer)
         if gateway.is_leaving:
             response.headers["connection"] = "close"
@@ -58,13 +44,14 @@ def install_publish_route(app: FastAPI, gateway: Gateway) -> None:
     app.router.routes[:0] = router.routes
 
 
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
+
+
 def _trace_context(headers: Headers) -> TraceContext | None:
-    traceparent = headers.get("traceparent")
-    if traceparent is None:
-        return None
     # Unlike the first, the second may be split over several lines.
     tracestate = ",".join(headers.getlist("tracestate"))
-    return TraceContext.of(traceparent.encode("latin-1"), tracestate.encode("latin-1") or None)
+    return TraceContext.of(headers["traceparent"].encode("latin-1"), tracestate.encode("latin-1") or None)
 
 
 def _answer(answer: Accepted) -> Response:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-import os
 import re
+from random import getrandbits
 from time import perf_counter
 from typing import Any, Final
 
@@ -28,11 +28,13 @@ from telemetry.problem import (
     problem_responses,
     status_phrase,
 )
+from telemetry.request_log import RequestLog
 
 __all__ = [
     "Problem",
     "ProblemDocument",
     "RequestMiddleware",
+    "answer_problem",
     "install_problem_responses",
     "problem_response",
     "problem_responses",
@@ -70,6 +72,7 @@ def install_problem_responses(
     app.add_exception_handler(Problem, _answer_problem)
     app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
+    app.add_exception_handler(Exception, _answer_unexpected)
     app.add_middleware(RequestMiddleware, log_level=log_level, metrics=metrics)
     _document_problems(app)
 
@@ -84,6 +87,7 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, log_level: str = "info", metrics: Metrics | None = None) -> None:
         self.app = app
         self._log_level = log_level
+        self._log = RequestLog()
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +95,7 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         started = perf_counter()
-        request_id = _incoming_request_id(scope) or os.urandom(16).hex()
+        request_id = _incoming_request_id(scope) or f"{getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
         structlog.contextvars.bind_contextvars(request_id=request_id)
         header = (b"x-request-id", request_id.encode("ascii"))
@@ -102,7 +106,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), header]
+                message = {**message, "headers": [*message.get("headers", ()), header]}
             await send(message)
 
         try:
@@ -122,7 +126,13 @@ class RequestMiddleware:
             route = getattr(scope.get("route"), "path", None)
             if self._metrics is not None:
                 self._metrics.request_answered(scope["method"], route, status, duration)
-            _log_request(scope, route, status, duration, error_type, self._log_level)
+            level = self._level_of(scope["path"], status)
+            self._log.answered(level, _describe(scope, route, status, duration, error_type))
+
+    def _level_of(self, path: str, status: int | None) -> str:
+        if path in PROBE_PATHS:
+            return "debug"
+        return "warning" if status is not None and status >= 500 else self._log_level
 
 
 def _incoming_request_id(scope: Scope) -> str | None:
@@ -132,14 +142,9 @@ def _incoming_request_id(scope: Scope) -> str | None:
     return None
 
 
-def _log_request(
-    scope: Scope,
-    route: str | None,
-    status: int | None,
-    duration: float,
-    error_type: str | None,
-    level: str,
-) -> None:
+def _describe(
+    scope: Scope, route: str | None, status: int | None, duration: float, error_type: str | None
+) -> dict[str, Any]:
     fields: dict[str, Any] = {"http.request.method": scope["method"], "duration_s": round(duration, 6)}
     if route is not None:
         fields["http.route"] = route
@@ -147,12 +152,7 @@ def _log_request(
         fields["http.response.status_code"] = status
     if error_type is not None:
         fields["error.type"] = error_type
-    if scope["path"] in PROBE_PATHS:
-        _LOGGER.debug("request", **fields)
-    elif status is not None and status >= 500:
-        _LOGGER.warning("request", **fields)
-    else:
-        getattr(_LOGGER, level)("request", **fields)
+    return fields
 
 
 def _unexpected() -> Problem:
@@ -163,10 +163,20 @@ def _unexpected() -> Problem:
     )
 
 
+def answer_problem(problem: Problem, scope: Scope) -> Response:
+    """The answer to a request that meets a problem; its log line will name it."""
+    state = scope.setdefault("state", {})
+    state["error_type"] = problem.code
+    return problem_response(problem, state.get("request_id"))
+
+
 async def _answer_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    request.scope.setdefault("state", {})["error_type"] = error.code
-    return problem_response(error, request_id_of(request))
+    return answer_problem(error, request.scope)
+
+
+async def _answer_unexpected(request: Request, error: Exception) -> Response:
+    return problem_response(_unexpected(), request_id_of(request))
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

@@ -7,10 +7,9 @@ SQLAlchemy, alembic) come out through the same renderer with the same fields.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from json import dumps as json_text
 from typing import Any, Final
 
@@ -18,6 +17,7 @@ import orjson
 import structlog
 from structlog.typing import Processor, WrappedLogger
 
+from telemetry.clock import now_text
 from telemetry.version import product_version
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
@@ -72,7 +72,7 @@ def configure_logging(service: str, *, level: str = "info", json: bool | None = 
             )
         ]
     structlog.configure(
-        processors=[_JsonLine(constant)] if as_json else [*common, _add_logger_name, *rendering],
+        processors=[_JsonLine(constant, threshold)] if as_json else [*common, _add_logger_name, *rendering],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=_StandardErrorLogger,
         cache_logger_on_first_use=True,
@@ -85,6 +85,25 @@ def configure_logging(service: str, *, level: str = "info", json: bool | None = 
     _redirect_standard_library(foreign, rendering, threshold)
 
 
+def log_together(name: str, lines: Sequence[tuple[str, EventDict]]) -> None:
+    """Log several lines of one logger, and nothing that is bound to the context.
+
+    As JSON they are rendered without the steps that a logger takes for each line, and written in one piece.
+
+    Args:
+        lines: level and fields of each; `event` is one of the fields. They are taken over.
+    """
+    (first, *_) = structlog.get_config()["processors"]
+    if isinstance(first, _JsonLine):
+        rendered = [first.line(name, level, fields) for level, fields in lines]
+        if logged := [line for line in rendered if line is not None]:
+            _write("\n".join(logged))
+        return
+    logger = structlog.get_logger(name)
+    for level, fields in lines:
+        getattr(logger, level)(fields.pop("event"), **fields)
+
+
 class _StandardErrorLogger:
     """Writes lines to standard error, whatever that is at the moment."""
 
@@ -92,17 +111,20 @@ class _StandardErrorLogger:
         self.name = name
 
     def msg(self, line: str) -> None:
-        # Whoever reads the log may go away; that must not fail the request being logged.
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(line + "\n")
+        _write(line)
 
     debug = info = warning = error = critical = msg
 
 
 class _StandardErrorHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(self.format(record) + "\n")
+        _write(self.format(record))
+
+
+def _write(line: str) -> None:
+    # Whoever reads the log may go away; that must not fail what is being logged.
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(line + "\n")
 
 
 class _Columns:
@@ -119,23 +141,33 @@ class _Columns:
 class _JsonLine:
     """What the other processors do to a line of ours, in one: each request writes one, and waits for it."""
 
-    def __init__(self, constant: Mapping[str, str]) -> None:
+    def __init__(self, constant: Mapping[str, str], threshold: int) -> None:
         self._constant = constant
+        self._threshold = threshold
 
     def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
-        line: EventDict = {
-            "timestamp": dt.datetime.now(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        }
-        structlog.stdlib.add_log_level(logger, method, line)
-        line["event"] = event.pop("event", "")
-        if logger.name is not None:
-            line["logger"] = logger.name
-        line.update(self._constant)
+        line = self._begun(logger.name, method, event)
         structlog.contextvars.merge_contextvars(logger, method, line)
         if "exc_info" in event:
             event = structlog.processors.format_exc_info(logger, method, event)
         line.update(event)
         return _dump(line)
+
+    def line(self, name: str, level: str, event: EventDict) -> str | None:
+        """A line with nothing from the context; None if its level is not logged."""
+        if _LEVELS[level] < self._threshold:
+            return None
+        line = self._begun(name, level, event)
+        line.update(event)
+        return _dump(line)
+
+    def _begun(self, name: str | None, method: str, event: EventDict) -> EventDict:
+        line: EventDict = {"timestamp": now_text(), "level": "error" if method == "exception" else method}
+        line["event"] = event.pop("event", "")
+        if name is not None:
+            line["logger"] = name
+        line.update(self._constant)
+        return line
 
 
 def _add_logger_name(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

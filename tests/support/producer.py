@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from broker.errors import BrokerError
+from broker.errors import BrokerError, ProduceOutcomeUnknown
 from broker.ports import NewRecord
 
 
@@ -55,7 +55,11 @@ class MemoryProducer:
         try:
             if not self.gate.is_set():
                 self.entered.set()
-                await self.gate.wait()
+                try:
+                    async with asyncio.timeout(timeout):
+                        await self.gate.wait()
+                except TimeoutError:
+                    raise ProduceOutcomeUnknown from None
             self.records += records
         finally:
             self._in_flight -= len(records)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel
 from structlog.testing import capture_logs
 
 from telemetry.api_page import install_api_page
+from telemetry.application import Application, DirectRoute
 from telemetry.health import Readiness, health_router
 from telemetry.http import Problem, install_problem_responses, problem_responses
 
@@ -20,7 +22,7 @@ class Filter(BaseModel, extra="forbid"):
 
 
 def application() -> FastAPI:
-    app = FastAPI(docs_url=None, redoc_url=None)
+    app = Application(docs_url=None, redoc_url=None)
 
     @app.get("/items/{item_id}", responses=problem_responses(404))
     async def item(
@@ -37,6 +39,15 @@ def application() -> FastAPI:
     @app.post("/filters")
     async def filters(body: Filter) -> None: ...
 
+    direct = APIRouter(route_class=DirectRoute)
+
+    @direct.post("/direct")
+    async def answer(request: Request) -> Response:
+        if "fail" in request.query_params:
+            raise RuntimeError("secret")
+        return Response("done")
+
+    app.router.routes[:0] = direct.routes
     app.include_router(health_router(lambda: Readiness(ready=True, status="ready")))
     install_api_page(app)
     install_problem_responses(app)
@@ -47,6 +58,11 @@ def client(app: FastAPI | None = None) -> httpx.AsyncClient:
     return httpx.AsyncClient(
         transport=httpx.ASGITransport(app or application()), base_url="http://test.invalid"
     )
+
+
+async def end_of_turn() -> None:
+    """Until the lines of the requests of this turn are logged."""
+    await asyncio.sleep(0)
 
 
 async def test_problem_has_its_members_headers_and_extras() -> None:
@@ -110,10 +126,31 @@ async def test_hostile_body_is_422_and_never_500(body: bytes) -> None:
     assert response.json()["code"] == "invalid_request"
 
 
+async def test_direct_route_is_answered_behind_the_middlewares_and_documented_like_any_other() -> None:
+    async with client() as http:
+        with capture_logs() as logged:
+            response = await http.post("/direct", headers={"x-request-id": "r-1"})
+            wrong = await http.get("/direct")
+            await end_of_turn()
+    assert (response.status_code, response.text, response.headers["x-request-id"]) == (200, "done", "r-1")
+    assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
+    assert [line["http.route"] for line in logged] == ["/direct", "/direct"]
+    assert logged[0]["request_id"] == "r-1"
+    assert "post" in application().openapi()["paths"]["/direct"]
+
+
+async def test_direct_route_that_fails_is_500_with_its_request_id() -> None:
+    async with client() as http:
+        response = await http.post("/direct?fail", headers={"x-request-id": "r-1"})
+    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert response.json()["request_id"] == response.headers["x-request-id"] == "r-1"
+
+
 async def test_one_line_is_logged_per_request_with_the_route_and_never_the_path() -> None:
     async with client() as http:
         with capture_logs() as logged:
             await http.get("/items/some-identity?limit=5")
+            await end_of_turn()
     (line,) = logged
     assert (line["event"], line["log_level"]) == ("request", "info")
     assert line["http.route"] == "/items/{item_id}"
@@ -126,6 +163,7 @@ async def test_problem_code_is_in_the_log_line() -> None:
     async with client() as http:
         with capture_logs() as logged:
             await http.get("/items/busy")
+            await end_of_turn()
     assert (logged[-1]["error.type"], logged[-1]["log_level"]) == ("busy", "warning")
 
 
@@ -134,6 +172,7 @@ async def test_probes_are_logged_at_debug_only(path: str) -> None:
     async with client() as http:
         with capture_logs() as logged:
             assert (await http.get(path)).status_code == 200
+            await end_of_turn()
     assert [line["log_level"] for line in logged] == ["debug"]
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
 
-from telemetry.logging import configure_logging
+from telemetry.clock import now_text
+from telemetry.logging import configure_logging, log_together
 
 _CARRIERS = ("aiokafka.conn", "aiokafka.producer", "sqlalchemy.engine")
 _TOUCHED = ("uvicorn", "uvicorn.access", "sqlalchemy", "aiokafka", *_CARRIERS)
@@ -68,6 +71,38 @@ def test_exception_is_one_line_with_its_traceback(capsys: pytest.CaptureFixture[
     for line in lines(capsys):
         assert "ZeroDivisionError: boom" in line["exception"]
         assert "Traceback" in line["exception"]
+
+
+def test_lines_logged_together_are_those_a_logger_would_write(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {"http.route": "/publish", "duration_s": 0.5}
+    configure_logging("aggregator-gateway", json=True)
+    structlog.get_logger("http").warning("request", **fields)
+    log_together("http", [("warning", {"event": "request", **fields}), ("debug", {"event": "probe"})])
+    alone, together = lines(capsys)
+    assert list(together) == list(alone)
+    assert {**together, "timestamp": None} == {**alone, "timestamp": None}
+
+
+def test_lines_below_the_level_leave_no_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("x", json=True)
+    log_together("http", [("debug", {"event": "probe"})])
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_logged_together_reach_people_too(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("x", json=False)
+    log_together("http", [("info", {"event": "request", "status": 200}), ("info", {"event": "second"})])
+    first, second = capsys.readouterr().err.splitlines()
+    assert "status=200" in first
+    assert "second" in second
+
+
+def test_time_in_the_log_is_now_in_utc() -> None:
+    before = dt.datetime.now(dt.UTC)
+    text = now_text()
+    after = dt.datetime.now(dt.UTC)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text)
+    assert before <= dt.datetime.fromisoformat(text) <= after
 
 
 def test_values_json_cannot_hold_do_not_fail_the_line(capsys: pytest.CaptureFixture[str]) -> None:
