@@ -25,7 +25,7 @@ from benchmarks.machine import REPOSITORY, describe
 from benchmarks.resources import used
 from benchmarks.result import Column, Table, arguments, finish
 from benchmarks.rounds import Figures, LeftOut, run_rounds
-from benchmarks.servers import Broker, Database, broker, database, work_directory
+from benchmarks.servers import PARTITIONS, Broker, Database, broker, database, work_directory
 from benchmarks.stored_watch import INTERVAL_SECONDS
 from benchmarks.workload import Event, workload
 from tests.support.processes import Process, aggregator, clean_environment, free_port, wait_ready
@@ -47,26 +47,37 @@ _WATCH_SECONDS: Final = 60
 class Pipeline:
     """Our gateway and one worker with their default settings, new processes and a new database each round."""
 
-    name = NAME
-
     def __init__(
-        self, broker: Broker, database: Database, directory: Path, events: Sequence[Event], rate: int
+        self,
+        broker: Broker,
+        database: Database,
+        directory: Path,
+        events: Sequence[Event],
+        rate: int,
+        partitions: int,
     ) -> None:
+        self.name = NAME if partitions == PARTITIONS else f"{NAME}; one partition"
+        self._partitions = partitions
         self._broker = broker
         self._database = database
         self._directory = directory
         self._events = events
         self._rate = rate
         self._round = 0
-        self.settings = {"settings": "defaults", "gateways": "1", "workers": "1"}
+        self.settings = {
+            "settings": "defaults",
+            "gateways": "1",
+            "workers": "1",
+            "partitions": str(partitions),
+        }
 
     def prepare(self) -> None:
         """Nothing: it is here."""
 
     def measure(self) -> Figures:
         self._round += 1
-        topic = f"{LOG}-{self._round}"
-        self._broker.create_topic(topic)
+        topic = f"{LOG}-{self._partitions}-{self._round}"
+        self._broker.create_topic(topic, self._partitions)
         warm = self._rate * _WARM_SECONDS
         with self._database.fresh() as url, self._running(topic, url) as (gateway, worker, port):
             send_at_rate(port, [event.value for event in self._events[:warm]], self._rate, CONNECTIONS)
@@ -181,8 +192,13 @@ def main() -> None:
     count = told.rate * (told.seconds + _WARM_SECONDS)
     with work_directory() as directory, broker(directory) as kafka, database() as postgres:
         machine = describe()
-        pipeline = Pipeline(kafka, postgres, directory, workload(count).events, told.rate)
-        outcomes = run_rounds([pipeline], told.rounds)
+        events = workload(count).events
+        # At such a rate a record is nearly a batch of its own in each of six partitions; one takes them all.
+        pipelines = [
+            Pipeline(kafka, postgres, directory, events, told.rate, partitions)
+            for partitions in (PARTITIONS, 1)
+        ]
+        outcomes = run_rounds(pipelines, told.rounds)
     settings = {
         "rate": told.rate,
         "seconds": told.seconds,

@@ -119,6 +119,8 @@ class KafkaProducer:
             deadline.cancel()
             if publish.unacknowledged:
                 self._withdraw(publish)
+            # Publish and shares name each other; kept, they would all wait for the garbage collector.
+            publish.shares.clear()
 
     def _divide(self, publish: Publish, records: Sequence[NewRecord]) -> int:
         """Give every record to its partition's share; returns their bytes. Raises RecordTooLarge."""

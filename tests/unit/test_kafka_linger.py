@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
 from broker.errors import ProduceOutcomeUnknown
+from broker.kafka.lane import Batch, Publish, Share
 from broker.kafka.producer import KafkaProducer
 from broker.kafka.session import Session
 from broker.partitioner import partition_for
@@ -130,6 +132,23 @@ async def test_batches_for_one_broker_do_not_wait_for_another(
     for _, future in client.sent:
         future.set_result(None)
     await asyncio.gather(*publishes)
+    await producer.stop()
+
+
+async def test_nothing_of_a_publish_is_left_to_the_garbage_collector(client: Client) -> None:
+    producer = KafkaProducer(SETTINGS)
+    await producer.start()
+    gc.collect()
+    gc.disable()
+    try:
+        one = publish(producer, FIRST)
+        await turns()
+        client.sent[0][1].set_result(None)
+        await one
+        await turns()
+        assert [kept for kept in gc.get_objects() if isinstance(kept, (Publish, Share, Batch))] == []
+    finally:
+        gc.enable()
     await producer.stop()
 
 
