@@ -266,7 +266,8 @@ def _behind(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _is_rival(outcome: Mapping[str, Any], result: Mapping[str, Any]) -> bool:
     name: str = outcome["name"]
-    return not name.startswith((*_LIMITS, "aggregator")) and name != result["reference"]
+    # Ours in other circumstances begins with the name of ours.
+    return not name.startswith((*_LIMITS, "aggregator", result["reference"]))
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
