@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from access.keyring import KeyRefused, Keyring
 from access.keys import Key, Role
 from access.loopback import host_problem
-from telemetry.http import PROBE_PATHS, answer_problem
+from telemetry.http import PROBE_PATHS, answer_problem, header_text
 from telemetry.problem import Problem
 
 _READING: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -76,7 +76,7 @@ class AccessMiddleware:
                 origin = value
         if origin is None and host in self._seen:
             return
-        sentence = host_problem(_text(host), _text(origin))
+        sentence = host_problem(header_text(host), header_text(origin))
         if sentence is not None:
             raise Problem(403, "host_not_allowed", sentence)
         if host is not None and len(host) <= _LONGEST_SEEN and len(self._seen) < _MOST_SEEN:
@@ -97,10 +97,6 @@ def key_problem(refused: KeyRefused) -> Problem:
         refused.message,
         headers={"www-authenticate": "Bearer"},
     )
-
-
-def _text(header: bytes | None) -> str | None:
-    return None if header is None else header.decode("latin-1")
 
 
 def _require_role(key: Key, method: str) -> None:

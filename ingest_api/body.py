@@ -10,7 +10,6 @@ from typing import Final, Self
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from ingest_api.deadline import Deadline
 from ingest_api.refusal import Reason, Refused
 from ingest_api.settings import IngestSettings
 
@@ -32,10 +31,12 @@ class InFlight:
         return Reservation(self)
 
     def begin(self) -> None:
+        """A request is in flight."""
         self.requests += 1
         self._idle.clear()
 
     def end(self, reserved: int) -> None:
+        """It is answered; gives back the bytes it reserved."""
         self.bytes -= reserved
         self.requests -= 1
         if not self.requests:
@@ -107,7 +108,7 @@ async def read_body(
         reservation.require(int(declared))
     pieces: list[bytes] = []
     try:
-        with Deadline(settings.read_timeout_seconds):
+        async with asyncio.timeout(settings.read_timeout_seconds):
             more = True
             while more:
                 message = await receive()

@@ -14,7 +14,7 @@ from ingest_api.gateway import Accepted, Gateway
 from ingest_api.publish_openapi import publish_operation
 from ingest_api.refusal import CLOSES_CONNECTION, STATUS, Reason, Refused, Rejected
 from telemetry.application import DirectRoute
-from telemetry.http import answer_problem
+from telemetry.http import answer_problem, header_text
 from telemetry.problem import Problem
 from telemetry.tracing import TraceContext
 
@@ -28,7 +28,7 @@ def install_publish_route(app: FastAPI, gateway: Gateway) -> None:
         headers = dict(request.scope["headers"])
         try:
             gateway.require_ready()
-            permit = gateway.permits.of(_text(headers.get(b"authorization")))
+            permit = gateway.permits.of(header_text(headers.get(b"authorization")))
             with gateway.in_flight.request() as reservation:
                 body = await read_body(request.receive, headers, reservation, gateway.settings)
                 trace = _trace_context(request.headers) if b"traceparent" in headers else None
@@ -42,10 +42,6 @@ def install_publish_route(app: FastAPI, gateway: Gateway) -> None:
         return response
 
     app.router.routes[:0] = router.routes
-
-
-def _text(header: bytes | None) -> str | None:
-    return None if header is None else header.decode("latin-1")
 
 
 def _trace_context(headers: Headers) -> TraceContext | None:

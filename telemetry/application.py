@@ -14,8 +14,8 @@ class DirectRoute(APIRoute):
     """A route whose endpoint takes the request and returns the response, with nothing in between.
 
     In an `Application` neither the router nor the layers that FastAPI puts around it see the request, which
-    take most of the time of a small one; the application's own middlewares do. Its path has no parameters,
-    and the endpoint answers its own problems. It is documented like any other.
+    take a good part of the time of a small one; the application's own middlewares do. Its path has no
+    parameters, and the endpoint answers its own problems. It is documented like any other.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

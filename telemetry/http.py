@@ -35,6 +35,7 @@ __all__ = [
     "ProblemDocument",
     "RequestMiddleware",
     "answer_problem",
+    "header_text",
     "install_problem_responses",
     "problem_response",
     "problem_responses",
@@ -161,6 +162,11 @@ def _unexpected() -> Problem:
         "internal_error",
         "Something went wrong on our side. Report the request_id to the operator of this service.",
     )
+
+
+def header_text(value: bytes | None) -> str | None:
+    """A header as it is in the scope, or None for one that is not."""
+    return None if value is None else value.decode("latin-1")
 
 
 def answer_problem(problem: Problem, scope: Scope) -> Response:

@@ -14,8 +14,8 @@ from telemetry.logging import log_together
 class RequestLog:
     """Logs the requests that were answered in one turn of the event loop at its end.
 
-    Then one line is rendered after the other, and all are written at once: a third of the time that they cost
-    in between the requests, where the processor has other code at hand.
+    One line is rendered after the other then, and all are written at once: cheaper than in between the
+    requests, where the processor has other code at hand, and each line is a system call.
     """
 
     def __init__(self) -> None:
