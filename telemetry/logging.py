@@ -162,7 +162,8 @@ class _JsonLine:
         return _dump(line)
 
     def _begun(self, name: str | None, method: str, event: EventDict) -> EventDict:
-        line: EventDict = {"timestamp": now_text(), "level": "error" if method == "exception" else method}
+        line: EventDict = {"timestamp": now_text()}
+        structlog.stdlib.add_log_level(None, method, line)
         line["event"] = event.pop("event", "")
         if name is not None:
             line["logger"] = name
