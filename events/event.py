@@ -20,6 +20,7 @@ MIN_YEAR: Final = 1970
 MAX_YEAR: Final = 2100
 _TOPICS_AT_HAND: Final = 1_024
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_SECONDS_PER_DAY: Final = 86_400
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
 
@@ -57,7 +58,8 @@ def moment(microseconds: int) -> dt.datetime:
 
 def microseconds(moment: dt.datetime) -> int:
     """Whole microseconds from the beginning of 1970 to a moment of any offset."""
-    return (moment - _EPOCH) // _MICROSECOND
+    since = moment - _EPOCH
+    return (since.days * _SECONDS_PER_DAY + since.seconds) * 1_000_000 + since.microseconds
 
 
 def log_key(topic: str, event_id: str) -> bytes:
