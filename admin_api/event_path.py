@@ -8,8 +8,8 @@ from urllib.parse import unquote_to_bytes
 from fastapi import Path, Request
 
 from admin_api.route import parameter_problem
-from events.codec import check_name
 from events.errors import InvalidEvent
+from events.fields import check_name
 
 _TEXT = "Percent-encode every character that is not plain in a URL; a slash is `%2F`."
 

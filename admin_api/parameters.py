@@ -13,9 +13,9 @@ from pydantic_core.core_schema import ValidationInfo
 
 from db.dead_letter_status import Status
 from db.event_filter import DeadLetterFilter, EventFilter
-from events.codec import check_name, parse_timestamp
 from events.errors import InvalidCode, InvalidEvent
 from events.event import MAX_NAME_BYTES, moment
+from events.fields import check_name, parse_timestamp
 from events.verdict import CONFLICT_REASON, DATABASE_REASON, UNDECODABLE_REASON
 
 MAX_LIMIT: Final = 1_000

@@ -19,9 +19,10 @@ from broker.errors import (
     RecordTooLarge,
 )
 from broker.ports import Headers, NewRecord, Producer
-from events.codec import check_event, split_events
+from events.codec import check_events
 from events.errors import InvalidCode, InvalidEvent
 from events.event import log_key
+from events.split import split_events
 from ingest_api.body import InFlight
 from ingest_api.metrics import GatewayMetrics
 from ingest_api.permit import Permit, Permits
@@ -189,12 +190,14 @@ class Gateway:
             rejected = Rejected()
             records: list[NewRecord] = []
             turn_ends = monotonic() + TURN_S
-            for index, raw in enumerate(raw_events):
-                record = _checked(index, raw, headers, permit)
-                if isinstance(record, NewRecord):
-                    records.append(record)
-                else:
-                    rejected.add(record)
+            following = enumerate(raw_events)
+            for portion in check_events(raw_events):
+                for checked, (index, raw) in zip(portion, following, strict=False):
+                    record = _record(index, raw, checked, headers, permit)
+                    if isinstance(record, NewRecord):
+                        records.append(record)
+                    else:
+                        rejected.add(record)
                 if monotonic() > turn_ends:
                     await asyncio.sleep(0)
                     turn_ends = monotonic() + TURN_S
@@ -267,15 +270,20 @@ class Gateway:
                 self._connected = True
 
 
-def _checked(index: int, raw: bytes, headers: Headers, permit: Permit | None) -> NewRecord | EventError:
+def _record(
+    index: int,
+    raw: bytes,
+    checked: tuple[str, str] | InvalidEvent,
+    headers: Headers,
+    permit: Permit | None,
+) -> NewRecord | EventError:
     """The record of an event, or why there is none. Raises Refused if the body as a whole is broken."""
-    try:
-        topic, event_id = check_event(raw)
-    except InvalidEvent as error:
-        reason = _WHOLE_BODY.get(error.code)
+    if isinstance(checked, InvalidEvent):
+        reason = _WHOLE_BODY.get(checked.code)
         if reason is not None:
-            raise Refused(reason, f"Event {index:,}: {error.message}") from None
-        return EventError(index, error.event_id, error.code, error.message)
+            raise Refused(reason, f"Event {index:,}: {checked.message}")
+        return EventError(index, checked.event_id, checked.code, checked.message)
+    topic, event_id = checked
     barred = permit and permit.topic_error(index, topic, event_id)
     return barred or NewRecord(log_key(topic, event_id), raw, headers)
 

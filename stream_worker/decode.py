@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
 from broker.ports import Headers, Record, UndecodableRecord
 from db.batch import Coordinates, InvalidRecord, ValidRecord
-from events.codec import decode_event, parse_timestamp
+from events.codec import decode_events
 from events.errors import InvalidCode, InvalidEvent
+from events.event import Event
+from events.fields import parse_timestamp
 from events.verdict import UNDECODABLE_REASON
 
 _TIMES_AT_HAND: Final = 1_024
@@ -18,12 +20,18 @@ _SHORT_BYTES: Final = 40
 """More than our gateway writes. A header can be as large as a record, and must not stay in memory."""
 
 
-def decode_records(records: Iterable[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
+def decode_records(records: Sequence[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
     """One decoded record for each record, in the same order. Never raises for what a record contains."""
-    return [_decode(record) for record in records]
+    events = decode_events(
+        [record.value for record in records if isinstance(record, Record) and record.value is not None]
+    )
+    return [_decoded(record, events) for record in records]
 
 
-def _decode(record: Record | UndecodableRecord) -> ValidRecord | InvalidRecord:
+def _decoded(
+    record: Record | UndecodableRecord, events: Iterator[Event | InvalidEvent]
+) -> ValidRecord | InvalidRecord:
+    """The record with its event, which comes next if the record has a value."""
     if isinstance(record, UndecodableRecord):
         at = Coordinates(record.partition, record.offset, -1, None, None, ())
         return InvalidRecord(at, UNDECODABLE_REASON, record.error)
@@ -40,10 +48,10 @@ def _decode(record: Record | UndecodableRecord) -> ValidRecord | InvalidRecord:
         return InvalidRecord(
             at, InvalidCode.TOMBSTONE, "The record has no value; events are never deleted through the log."
         )
-    try:
-        return ValidRecord(at, decode_event(record.value))
-    except InvalidEvent as error:
-        return InvalidRecord(at, error.code, error.message, error.topic, error.event_id)
+    event = next(events)
+    if isinstance(event, InvalidEvent):
+        return InvalidRecord(at, event.code, event.message, event.topic, event.event_id)
+    return ValidRecord(at, event)
 
 
 def _received_at(headers: Headers) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -91,7 +91,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many records each batch had that was decoded."""
     sizes: list[int] = []
 
-    def counting(records: Iterable[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
+    def counting(records: Sequence[Record | UndecodableRecord]) -> list[ValidRecord | InvalidRecord]:
         made = decode_records(records)
         sizes.append(len(made))
         return made

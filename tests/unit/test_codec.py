@@ -6,15 +6,18 @@ import datetime as dt
 import gzip
 import json
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from events.codec import decode_event, parse_timestamp, split_events
+from events import codec
 from events.errors import InvalidCode, InvalidEvent
 from events.event import MAX_EVENT_BYTES, Event, identity, log_key, moment
+from events.fields import parse_timestamp
+from events.split import split_events
 from tests.support.data import real_events
 
 FIELDS: dict[str, Any] = {
@@ -35,6 +38,19 @@ def encode(**changes: Any) -> bytes:
 def around(payload: str) -> bytes:
     """An event with the text of its payload."""
     return json.dumps(FIELDS).replace(PAYLOAD_MARK, f'"payload": {payload}').encode()
+
+
+def decode_event(raw: bytes) -> Event:
+    """What the codec makes of an event, the same by itself and in company."""
+    ordinary = encode(event_id="ordinary")
+    _, in_company, _ = codec.decode_events([ordinary, raw, ordinary])
+    if isinstance(in_company, Event):
+        assert codec.decode_event(raw) == in_company
+        return in_company
+    with pytest.raises(InvalidEvent) as alone:
+        codec.decode_event(raw)
+    assert vars(alone.value) == vars(in_company)
+    raise in_company
 
 
 def refusal(raw: bytes) -> InvalidEvent:
@@ -481,6 +497,16 @@ def test_every_real_event_is_decoded_and_hashed_alike_however_it_is_spelled() ->
             if number % 10 == 0:
                 other = json.dumps(dict(reversed(document.items())), indent=1, sort_keys=number % 20 == 0)
                 assert decode_event(other.encode()).content_hash == event.content_hash
+
+
+def test_real_events_are_all_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    with gzip.open(real_events()) as lines:
+        raws = [line.strip() for line in lines]
+    expected = [codec.decode_event(raw) for raw in raws[:1_000]]
+    monkeypatch.delattr(codec, "_checked")
+    decoded = list(codec.decode_events(raws))
+    assert decoded[:1_000] == expected
+    assert len(decoded) == len(list(chain.from_iterable(codec.check_events(raws)))) == len(raws)
 
 
 def test_bytes_that_are_not_text_are_refused_for_that_whatever_else_is_wrong() -> None:

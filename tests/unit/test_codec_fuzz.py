@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from events.codec import check_event, decode_event, split_events
+from events.codec import check_event, check_events, decode_event, decode_events
 from events.errors import InvalidEvent
 from events.event import Event
+from events.split import split_events
 from tests.support.mutations import mutated
 
 numbers = st.integers(-(10**40), 10**40) | st.floats(allow_nan=False, allow_infinity=False)
@@ -37,11 +40,15 @@ damaged = st.builds(mutated, raw_events, st.randoms(use_true_random=False))
 def outcome(raw: bytes) -> tuple[Any, ...]:
     """What decoding gives, as something to compare."""
     try:
-        event = decode_event(raw)
+        return told(decode_event(raw))
     except InvalidEvent as error:
-        return error.code, error.topic, error.event_id
-    assert isinstance(event, Event)
-    return event.topic, event.event_id, event.timestamp, event.source, event.content_hash, event.key
+        return told(error)
+
+
+def told(decoded: Event | InvalidEvent) -> tuple[Any, ...]:
+    if isinstance(decoded, InvalidEvent):
+        return decoded.code, decoded.message, decoded.topic, decoded.event_id
+    return msgspec.structs.astuple(decoded)
 
 
 @given(st.binary(max_size=300) | damaged)
@@ -54,16 +61,26 @@ def test_checking_finds_what_decoding_finds(raw: bytes) -> None:
     try:
         checked: tuple[Any, ...] = check_event(raw)
     except InvalidEvent as error:
-        checked = error.code, error.topic, error.event_id
+        checked = told(error)
     decoded = outcome(raw)
     assert checked == decoded[: len(checked)]
+
+
+@given(st.lists(raw_events | damaged, max_size=5), st.lists(raw_events, max_size=3))
+def test_company_makes_no_difference(some: list[bytes], others: list[bytes]) -> None:
+    raws = others + some
+    alone = [outcome(raw) for raw in raws]
+    assert [told(decoded) for decoded in decode_events(raws)] == alone
+    for checked, expected in zip(chain.from_iterable(check_events(raws)), alone, strict=True):
+        found = told(checked) if isinstance(checked, InvalidEvent) else checked
+        assert found == expected[: len(found)]
 
 
 @given(raw_events | damaged)
 def test_the_fast_way_and_the_exact_way_agree(raw: bytes) -> None:
     fast = outcome(raw)
     with pytest.MonkeyPatch.context() as without:
-        without.setattr("events.codec.orjson.loads", refuse)
+        without.setattr("events.payload.orjson.loads", refuse)
         assert outcome(raw) == fast
 
 
