@@ -156,10 +156,9 @@ def _growth(scale: Mapping[str, Any]) -> Iterator[str]:
         "`python -m benchmarks.scale`: one database, filled to each size by the server itself with rows of"
         " the real shape and random keys, over ten days. At each size one worker takes"
         f" {settings['records']:,} records out of Kafka ({settings['rounds']} times; the median), a fifth of"
-        " them copies, and every route of the admin API is asked 200 times, or as often as half a minute"
-        " allows. WAL grows with the key index: after each checkpoint, the first change to a page is written"
-        " with all of it, and random keys find fewer and fewer pages changed before. A period long past is"
-        " looked for in stretches, and costs more the more was stored since.\n"
+        " them copies, and the routes of the admin API are asked in turns, each 500 times, or as often as two"
+        " minutes allow. WAL grows with the key index: after each checkpoint, the first change to a page is"
+        " written with all of it, and random keys find fewer and fewer pages changed before.\n"
     )
     head = ["", *(f"{size['size']:,}" for size in sizes)]
     figures = {

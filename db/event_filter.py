@@ -35,11 +35,21 @@ class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
         filtered = (self.source, self.since, self.until)
         return self.event_id is None and any(value is not None for value in filtered)
 
+    @property
+    def has_period(self) -> bool:
+        """Whether only events that occurred in a period are chosen."""
+        return self.since is not None or self.until is not None
+
     def conditions(self) -> list[ColumnElement[bool]]:
         """What a row of `events` must fulfil, apart from topic and event_id, which have indexes."""
-        found: list[ColumnElement[bool]] = []
+        found = self.times()
         if self.source is not None:
             found.append(EventRow.source == self.source)
+        return found
+
+    def times(self) -> list[ColumnElement[bool]]:
+        """What a row of `events` must fulfil of when it occurred and was stored."""
+        found: list[ColumnElement[bool]] = []
         if self.since is not None:
             found.append(EventRow.occurred_at >= self.since)
         if self.until is not None:

@@ -9,12 +9,13 @@ an event's `seq` never changes and what is stored meanwhile is either above the 
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Engine, Row, Select, literal, select, tuple_
+from sqlalchemy import BigInteger, Connection, Engine, Row, Select, func, literal, select, tuple_
 
 from db.errors import QueryTimedOut
 from db.event_filter import EventFilter
@@ -31,6 +32,10 @@ _FETCH_ROWS: Final = 100
 _MAX_SEQ: Final = 2**63 - 1
 _SCANNED_ROWS: Final = 500_000
 """Rows one statement of a walk looks at when no index leads to the events it is for."""
+_FIRST_LOOK_ROWS: Final = 32_000
+"""Rows of the first look for events of a period; also how near a leap comes to them."""
+_SHORT_LOOK_S: Final = 0.05
+"""Time of a look after which the next one may be for twice as many rows."""
 _MAX_IDENTITIES: Final = 10_000
 """Topics under which an event_id given alone is looked for: a statement's parameters have a limit."""
 
@@ -49,6 +54,14 @@ _COLUMNS: Final = (
 _NARROWER: Final = (
     "Finding these events took too long and was stopped. Ask for one topic, or for a shorter period of"
     " storing (stored_since, stored_until)."
+)
+
+# Without these Postgres reads rows one after the other, where it expects to find one soon.
+_ONLY_BLOCKS: Final = select(
+    *(
+        func.set_config(name, "off", True)
+        for name in ("enable_seqscan", "enable_indexscan", "enable_indexonlyscan")
+    )
 )
 
 _Location = tuple[int, dt.datetime]
@@ -172,6 +185,8 @@ class EventQueries:
         highest, lowest = self._bounds() if chosen.scans else (None, None)
         before = None if highest is None else highest + 1
         while True:
+            if before is not None and lowest is not None:
+                before = self._leap(chosen, before, lowest)
             page = self._stretch(chosen, before, lowest, chunk)
             yield page
             before = page.next_before
@@ -181,8 +196,8 @@ class EventQueries:
     def _scan(self, chosen: EventFilter, limit: int, before: int | None) -> EventsPage:
         """A page, put together from one stretch of `seq` after the other.
 
-        Within a stretch Postgres finds out by an index what holds nothing of a period. Of a whole table it
-        would go through every row in the order of the page, since it expects what it looks for everywhere.
+        Of a whole table Postgres would go through every row in the order of the page, since it expects what
+        it looks for everywhere.
         """
         highest, lowest = self._bounds()
         if highest is None or lowest is None:
@@ -192,6 +207,7 @@ class EventQueries:
         events: list[StoredEvent] = []
         size = 0
         while True:
+            top = self._leap(chosen, top, lowest, deadline)
             page = self._stretch(chosen, top, lowest, limit - len(events), size)
             events += page.events
             size += sum(len(event.payload) for event in page.events)
@@ -199,6 +215,28 @@ class EventQueries:
             if is_full or page.next_before is None or monotonic() > deadline:
                 return EventsPage(events, page.next_before)
             top = page.next_before
+
+    def _leap(self, chosen: EventFilter, before: int, lowest: int, deadline: float = math.inf) -> int:
+        """A `seq` from which on, up to `before`, no event is of the period chosen: `before` itself, or as
+        near to the next such event as two small indexes of Postgres can tell in no time.
+
+        They know for every hundred blocks or so what they hold. A look at a stretch ends with the first event
+        found; the next is for a stretch twice as long, if that one was short.
+        """
+        if not chosen.has_period or self._engine.dialect.name != "postgresql":
+            return before
+        with read_transaction(self._engine, self._timeout, advice=_NARROWER) as connection:
+            connection.execute(_ONLY_BLOCKS)
+            top, rows = before, _FIRST_LOOK_ROWS
+            while top > lowest and monotonic() < deadline:
+                began = monotonic()
+                floor = max(top - rows, lowest)
+                if _holds(connection, chosen, floor, top):
+                    return _narrowed(connection, chosen, floor, top)
+                top = floor
+                if monotonic() - began < _SHORT_LOOK_S:
+                    rows *= 2
+            return top
 
     def _stretch(
         self, chosen: EventFilter, before: int | None, lowest: int | None, limit: int, held_bytes: int = 0
@@ -266,6 +304,25 @@ class EventQueries:
             size += len(row.payload)
             last = row.seq
         return EventsPage(events, None)
+
+
+def _holds(connection: Connection, chosen: EventFilter, floor: int, top: int) -> bool:
+    """Whether a stretch of `seq`, `top` exclusive, holds an event of the times chosen."""
+    # Written out: a plan for any stretch at all would be none for a long one.
+    since, until = (literal(bound, BigInteger, literal_execute=True) for bound in (floor, top))
+    statement = select(EventRow.seq).where(*chosen.times(), EventRow.seq >= since, EventRow.seq < until)
+    return connection.execute(statement.limit(1)).first() is not None
+
+
+def _narrowed(connection: Connection, chosen: EventFilter, floor: int, top: int) -> int:
+    """The end of a stretch that holds an event of the times chosen, near to the last one."""
+    while top - floor > _FIRST_LOOK_ROWS:
+        middle = (floor + top) // 2
+        if _holds(connection, chosen, middle, top):
+            floor = middle
+        else:
+            top = middle
+    return top
 
 
 def _listing(

@@ -18,7 +18,7 @@ from db.engine import transaction
 from db.error_classes import translated
 from db.errors import SchemaMismatch, StoreUnavailable
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision this version knows, oldest first."""
 
 _VERSION_TABLE: Final = "alembic_version"

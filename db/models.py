@@ -73,6 +73,12 @@ class EventRow(Base):
             postgresql_using="brin",
             postgresql_with={"autosummarize": "on"},
         ).ddl_if(dialect="postgresql"),
+        Index(
+            "events_seq_idx",
+            "seq",
+            postgresql_using="brin",
+            postgresql_with={"autosummarize": "on"},
+        ).ddl_if(dialect="postgresql"),
         {"postgresql_partition_by": "RANGE (stored_at)"},
     )
 

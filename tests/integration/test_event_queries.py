@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
+import random
 import threading
 from collections.abc import Iterator
 from itertools import product
@@ -207,6 +208,38 @@ def test_a_page_of_rare_events_is_put_together_from_stretches(
     assert ids(list(third.events)) == ["0"]
     assert third.next_before is None
     assert queries.page(EventFilter(source="unheard of"), limit=2) == EventsPage([], None)
+
+
+@pytest.mark.parametrize("order", ["as they occurred", "at random"])
+def test_events_of_any_period_are_found_whatever_is_passed_over(
+    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    minutes = list(range(300))
+    if order == "at random":
+        random.Random(1).shuffle(minutes)
+    fill.events(make_event(str(minute), timestamp=START + minute * MINUTE) for minute in minutes)
+    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 40)
+    monkeypatch.setattr("db.event_queries._FIRST_LOOK_ROWS", 3)
+
+    for since, until in [
+        (0, 1),
+        (7, 9),
+        (100, 140),
+        (299, 300),
+        (None, 5),
+        (290, None),
+        (50, 50),
+        (400, 500),
+    ]:
+        chosen = EventFilter(
+            since=None if since is None else START + since * MINUTE,
+            until=None if until is None else START + until * MINUTE,
+        )
+        within = range(300)[since or 0 : until]
+        expected = [str(minute) for minute in reversed(minutes) if minute in within]
+        assert ids(list(walk(queries, chosen, 7))) == expected, (since, until)
+        exported = [event for page in queries.pages(chosen, chunk=7) for event in page.events]
+        assert ids(exported) == expected, (since, until)
 
 
 def test_what_was_found_in_time_is_a_page_to_go_on_from(

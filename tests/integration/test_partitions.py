@@ -173,4 +173,9 @@ def test_an_index_of_the_parent_serves_every_partition(engine: Engine) -> None:
             ),
             {"name": made},
         ).scalars()
-        assert sorted(parents) == ["events_occurred_at_idx", "events_pkey", "events_topic_seq_idx"]
+        assert sorted(parents) == [
+            "events_occurred_at_idx",
+            "events_pkey",
+            "events_seq_idx",
+            "events_topic_seq_idx",
+        ]
