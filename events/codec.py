@@ -59,7 +59,8 @@ _CONTENT_DIGEST: Final = blake2b(digest_size=8)
 _HASH: Final = Struct("!q")
 _AT_ONCE: Final = 64
 """Events looked at together: more have left the processor's caches when the next question is asked."""
-_WORTH_IT: Final = 2
+_FEWEST: Final = 2
+"""An event alone is looked at faster by itself."""
 _T = TypeVar("_T")
 
 
@@ -131,7 +132,7 @@ def _plain(
 ) -> tuple[list[_Envelope], list[bytes], list[dt.datetime], list[Any]] | None:
     """Envelopes, payloads as sent, timestamps and payloads as parsed, if every rule plainly holds for all of
     these events; None if for one of them it is still open."""
-    if len(raws) < _WORTH_IT:
+    if len(raws) < _FEWEST:
         return None
     try:
         envelopes = list(map(_decode_envelope, raws))
