@@ -36,6 +36,7 @@ _FIRST_LOOK_ROWS: Final = 32_000
 """Rows of the first look for events of a period; also how near a leap comes to them."""
 _SHORT_LOOK_S: Final = 0.05
 """Time of a look after which the next one may be for twice as many rows."""
+_LONGEST_LOOK_S: Final = 1.0
 _MAX_IDENTITIES: Final = 10_000
 """Topics under which an event_id given alone is looked for: a statement's parameters have a limit."""
 
@@ -225,18 +226,28 @@ class EventQueries:
         """
         if not chosen.has_period or self._engine.dialect.name != "postgresql":
             return before
-        with read_transaction(self._engine, self._timeout, advice=_NARROWER) as connection:
-            connection.execute(_ONLY_BLOCKS)
-            top, rows = before, _FIRST_LOOK_ROWS
-            while top > lowest and monotonic() < deadline:
-                began = monotonic()
-                floor = max(top - rows, lowest)
-                if _holds(connection, chosen, floor, top):
-                    return _narrowed(connection, chosen, floor, top)
-                top = floor
-                if monotonic() - began < _SHORT_LOOK_S:
-                    rows *= 2
-            return top
+        top, rows = before, _FIRST_LOOK_ROWS
+        try:
+            with read_transaction(self._engine, min(self._timeout, _LONGEST_LOOK_S)) as connection:
+                connection.execute(_ONLY_BLOCKS)
+                while top > lowest and monotonic() < deadline:
+                    began = monotonic()
+                    floor = max(top - rows, lowest)
+                    if _holds(connection, chosen, floor, top):
+                        while top - floor > _FIRST_LOOK_ROWS:
+                            middle = (floor + top) // 2
+                            if _holds(connection, chosen, middle, top):
+                                floor = middle
+                            else:
+                                top = middle
+                        break
+                    top = floor
+                    if monotonic() - began < _SHORT_LOOK_S:
+                        rows *= 2
+        except QueryTimedOut:
+            # Blocks that hold something of nearly every time: their rows have to be read.
+            pass
+        return top
 
     def _stretch(
         self, chosen: EventFilter, before: int | None, lowest: int | None, limit: int, held_bytes: int = 0
@@ -312,17 +323,6 @@ def _holds(connection: Connection, chosen: EventFilter, floor: int, top: int) ->
     since, until = (literal(bound, BigInteger, literal_execute=True) for bound in (floor, top))
     statement = select(EventRow.seq).where(*chosen.times(), EventRow.seq >= since, EventRow.seq < until)
     return connection.execute(statement.limit(1)).first() is not None
-
-
-def _narrowed(connection: Connection, chosen: EventFilter, floor: int, top: int) -> int:
-    """The end of a stretch that holds an event of the times chosen, near to the last one."""
-    while top - floor > _FIRST_LOOK_ROWS:
-        middle = (floor + top) // 2
-        if _holds(connection, chosen, middle, top):
-            floor = middle
-        else:
-            top = middle
-    return top
 
 
 def _listing(

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, delete
 from db.engine import transaction
 from db.errors import QueryTimedOut, SchemaMismatch
 from db.event_filter import EventFilter
-from db.event_queries import EventQueries, EventsPage, StoredEvent
+from db.event_queries import EventQueries, EventsPage, StoredEvent, _holds
 from db.models import EventRow
 from events.verdict import Verdict
 from tests.support.store_filler import START, StoreFiller, make_event, open_store
@@ -211,8 +211,13 @@ def test_a_page_of_rare_events_is_put_together_from_stretches(
 
 
 @pytest.mark.parametrize("order", ["as they occurred", "at random"])
+@pytest.mark.parametrize("too_long", [None, 1, 2, 5], ids="every look too long: {}".format)
 def test_events_of_any_period_are_found_whatever_is_passed_over(
-    fill: StoreFiller, queries: EventQueries, monkeypatch: pytest.MonkeyPatch, order: str
+    fill: StoreFiller,
+    queries: EventQueries,
+    monkeypatch: pytest.MonkeyPatch,
+    order: str,
+    too_long: int | None,
 ) -> None:
     minutes = list(range(300))
     if order == "at random":
@@ -220,6 +225,14 @@ def test_events_of_any_period_are_found_whatever_is_passed_over(
     fill.events(make_event(str(minute), timestamp=START + minute * MINUTE) for minute in minutes)
     monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 40)
     monkeypatch.setattr("db.event_queries._FIRST_LOOK_ROWS", 3)
+    looks = itertools.count(1)
+
+    def holds(*place: Any) -> bool:
+        if too_long is not None and next(looks) % too_long == 0:
+            raise QueryTimedOut
+        return _holds(*place)
+
+    monkeypatch.setattr("db.event_queries._holds", holds)
 
     for since, until in [
         (0, 1),
