@@ -9,7 +9,6 @@ an event's `seq` never changes and what is stored meanwhile is either above the 
 from __future__ import annotations
 
 import datetime as dt
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -187,7 +186,7 @@ class EventQueries:
         before = None if highest is None else highest + 1
         while True:
             if before is not None and lowest is not None:
-                before = self._leap(chosen, before, lowest)
+                before = self._leap(chosen, before, lowest, monotonic() + self._timeout / 2)
             page = self._stretch(chosen, before, lowest, chunk)
             yield page
             before = page.next_before
@@ -217,12 +216,12 @@ class EventQueries:
                 return EventsPage(events, page.next_before)
             top = page.next_before
 
-    def _leap(self, chosen: EventFilter, before: int, lowest: int, deadline: float = math.inf) -> int:
+    def _leap(self, chosen: EventFilter, before: int, lowest: int, deadline: float) -> int:
         """A `seq` from which on, up to `before`, no event is of the period chosen: `before` itself, or as
         near to the next such event as two small indexes of Postgres can tell in no time.
 
         They know for every hundred blocks or so what they hold. A look at a stretch ends with the first event
-        found; the next is for a stretch twice as long, if that one was short.
+        found; the next is for a stretch twice as long, if that one was short. None begins after the deadline.
         """
         if not chosen.has_period or self._engine.dialect.name != "postgresql":
             return before
