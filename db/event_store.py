@@ -312,11 +312,14 @@ class EventStore:
                 repeated.append((index, record))
         # What was stored before the batch wins over everything in it.
         stored = self._statements.insert_new(connection, firsts, incarnations, stored_at, when_busy)
-        for index, record in enumerate(firsts):
-            if index in stored:
-                repeated.append((index, record))
-            else:
-                verdicts[record.at.partition, record.event.topic, Verdict.STORED] += 1
+        repeated += ((index, firsts[index]) for index in sorted(stored))
+        verdicts.update(
+            [
+                (record.at.partition, record.event.topic, Verdict.STORED)
+                for index, record in enumerate(firsts)
+                if index not in stored
+            ]
+        )
         for index, record in repeated:
             winner = stored.get(index, firsts[index].event.content_hash)
             verdict = Verdict.DUPLICATE if record.event.content_hash == winner else Verdict.CONFLICT

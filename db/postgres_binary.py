@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import islice
 from struct import Struct
 from typing import Final
 
@@ -30,8 +31,7 @@ _ROW: Final = Struct("!iqiqiqiqiqiiiii")
 _ROW_WITHOUT_RECEIVED: Final = Struct("!iqiqiqiiqiiiii")
 _LENGTH: Final = Struct("!i")
 _NULL: Final = -1
-_PIECES_AT_ONCE: Final = 2_500
-"""Five per row: about 500 rows."""
+_ROWS_AT_ONCE: Final = 500
 _POSTGRES_EPOCH_US: Final = microseconds(dt.datetime(2000, 1, 1, tzinfo=dt.UTC))
 
 # An array: dimensions, whether it has nulls, type, length, first index; per element its length and bytes.
@@ -99,32 +99,38 @@ def pack_events(
         incarnations: of each partition they come from.
     """
     row, row_without_received, length = _ROW.pack, _ROW_WITHOUT_RECEIVED.pack, _LENGTH.pack
-    stored = microseconds(stored_at) - _POSTGRES_EPOCH_US
-    pieces = [_COPY_HEADER]
-    add = pieces.append
+    epoch = _POSTGRES_EPOCH_US
+    stored = microseconds(stored_at) - epoch
     heads: dict[tuple[str, str], bytes] = {}
-    for index, record in enumerate(records):
-        if index in omitted:
-            continue
-        at, event = record.at, record.event
-        # Few topics and sources serve many events.
-        named = event.topic, event.source
-        head = heads.get(named)
-        if head is None:
-            head = heads[named] = _FIELDS + _text(event.topic) + _text(event.source)
-        event_id = event.event_id.encode()
-        moments = (8, seqs[index], 8, stored, 8, event.timestamp_us - _POSTGRES_EPOCH_US)
-        place = (8, at.offset, 4, at.partition, 4, incarnations[at.partition], len(event_id))
-        if at.received_at_us is None:
-            fixed = row_without_received(*moments, _NULL, *place)
-        else:
-            fixed = row(*moments, 8, at.received_at_us - _POSTGRES_EPOCH_US, *place)
-        pieces += (head, fixed, event_id, length(len(event.payload)), event.payload)
-        if len(pieces) > _PIECES_AT_ONCE:
-            yield b"".join(pieces)
-            pieces.clear()
-    add(_COPY_TRAILER)
-    yield b"".join(pieces)
+    pieces = [_COPY_HEADER]
+    numbered = enumerate(zip(seqs, records, strict=True))
+    while some := list(islice(numbered, _ROWS_AT_ONCE)):
+        for index, (seq, record) in some:
+            if index in omitted:
+                continue
+            at, event = record.at, record.event
+            # Few topics and sources serve many events.
+            named = event.topic, event.source
+            head = heads.get(named)
+            if head is None:
+                head = heads[named] = _FIELDS + _text(event.topic) + _text(event.source)
+            event_id, payload, partition = event.event_id.encode(), event.payload, at.partition
+            # fmt: off
+            if at.received_at_us is None:
+                fixed = row_without_received(
+                    8, seq, 8, stored, 8, event.timestamp_us - epoch, _NULL,
+                    8, at.offset, 4, partition, 4, incarnations[partition], len(event_id),
+                )
+            else:
+                fixed = row(
+                    8, seq, 8, stored, 8, event.timestamp_us - epoch, 8, at.received_at_us - epoch,
+                    8, at.offset, 4, partition, 4, incarnations[partition], len(event_id),
+                )
+            # fmt: on
+            pieces += (head, fixed, event_id, length(len(payload)), payload)
+        yield b"".join(pieces)
+        pieces.clear()
+    yield _COPY_TRAILER
 
 
 def _text(value: str) -> bytes:

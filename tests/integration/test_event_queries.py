@@ -211,7 +211,7 @@ def test_a_page_of_rare_events_is_put_together_from_stretches(
 
 
 @pytest.mark.parametrize("order", ["as they occurred", "at random"])
-@pytest.mark.parametrize("too_long", [None, 1, 2, 5], ids="every look too long: {}".format)
+@pytest.mark.parametrize("too_long", [None, 1, 3], ids="every look too long: {}".format)
 def test_events_of_any_period_are_found_whatever_is_passed_over(
     fill: StoreFiller,
     queries: EventQueries,
@@ -219,11 +219,11 @@ def test_events_of_any_period_are_found_whatever_is_passed_over(
     order: str,
     too_long: int | None,
 ) -> None:
-    minutes = list(range(300))
+    minutes = list(range(100))
     if order == "at random":
         random.Random(1).shuffle(minutes)
     fill.events(make_event(str(minute), timestamp=START + minute * MINUTE) for minute in minutes)
-    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 40)
+    monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 20)
     monkeypatch.setattr("db.event_queries._FIRST_LOOK_ROWS", 3)
     looks = itertools.count(1)
 
@@ -234,24 +234,15 @@ def test_events_of_any_period_are_found_whatever_is_passed_over(
 
     monkeypatch.setattr("db.event_queries._holds", holds)
 
-    for since, until in [
-        (0, 1),
-        (7, 9),
-        (100, 140),
-        (299, 300),
-        (None, 5),
-        (290, None),
-        (50, 50),
-        (400, 500),
-    ]:
+    for since, until in [(0, 1), (7, 9), (40, 70), (99, 100), (None, 5), (90, None), (50, 50), (200, 300)]:
         chosen = EventFilter(
             since=None if since is None else START + since * MINUTE,
             until=None if until is None else START + until * MINUTE,
         )
-        within = range(300)[since or 0 : until]
+        within = range(100)[since or 0 : until]
         expected = [str(minute) for minute in reversed(minutes) if minute in within]
-        assert ids(list(walk(queries, chosen, 7))) == expected, (since, until)
-        exported = [event for page in queries.pages(chosen, chunk=7) for event in page.events]
+        assert ids(list(walk(queries, chosen, 9))) == expected, (since, until)
+        exported = [event for page in queries.pages(chosen, chunk=9) for event in page.events]
         assert ids(exported) == expected, (since, until)
 
 
