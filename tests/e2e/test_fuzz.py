@@ -11,7 +11,7 @@ import pytest
 from tests.support.api_fuzz import fuzz
 from tests.support.processes import aggregator, free_port, wait_ready, wait_until
 
-EXAMPLES = int(os.environ.get("AGGREGATOR_TEST_FUZZ_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("AGGREGATOR_TEST_FUZZ_EXAMPLES", "10"))
 SEED = int(os.environ.get("AGGREGATOR_TEST_FUZZ_SEED", "1"))
 
 

@@ -77,7 +77,7 @@ def stage(tmp_path: Path, report: Report) -> Iterator[EmbeddedStage]:
         yield stage
 
 
-@pytest.mark.parametrize("place", ["before_store", "before_commit"])
+@pytest.mark.parametrize("place", [pytest.param("before_store", marks=pytest.mark.slow), "before_commit"])
 def test_process_killed_around_the_store_counts_nothing_twice(stage: EmbeddedStage, place: str) -> None:
     process = stage.start()
     stage.load.wait_for(300)

@@ -1,4 +1,4 @@
-"""The faults that every run of the suite tries."""
+"""The faults that every run of the suite tries, but for the slow ones, of which it has others like them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_worker_killed_before_database_commit_is_replayed(stage: Stage) -> None:
     stage.finish()
 
 
+@pytest.mark.slow
 def test_worker_killed_between_database_and_kafka_commit_counts_nothing_twice(stage: Stage) -> None:
     stage.start(workers=1)
     stage.load.wait_for(300)
@@ -76,6 +77,7 @@ def test_postgres_immediate_stop_dead_letters_nothing_good(stage: Stage) -> None
     assert not [letter for letter in stage.store.tables().letters if letter.reason == "database_rejected"]
 
 
+@pytest.mark.slow
 def test_workers_started_and_killed_every_three_seconds_count_exactly(stage: Stage) -> None:
     steady, victim = stage.start()
     stage.load.wait_for(300)

@@ -241,7 +241,7 @@ def engine(store_url: str) -> Iterator[Engine]:
 
 
 @settings(
-    max_examples=60,
+    max_examples=45,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
