@@ -14,10 +14,11 @@ from time import monotonic
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Engine, Row, Select, func, literal, select, tuple_
+from sqlalchemy import BigInteger, Connection, Engine, Row, Select, literal, select, tuple_
 
 from db.errors import QueryTimedOut
 from db.event_filter import EventFilter
+from db.leaps import Leaps
 from db.models import DeadLetterRow, EventKeyRow, EventRow, VerdictCountRow
 from db.read_transaction import read_transaction
 from events.event import identity
@@ -31,11 +32,6 @@ _FETCH_ROWS: Final = 100
 _MAX_SEQ: Final = 2**63 - 1
 _SCANNED_ROWS: Final = 500_000
 """Rows one statement of a walk looks at when no index leads to the events it is for."""
-_FIRST_LOOK_ROWS: Final = 32_000
-"""Rows of the first look for events of a period; also how near a leap comes to them."""
-_SHORT_LOOK_S: Final = 0.05
-"""Time of a look after which the next one may be for twice as many rows."""
-_LONGEST_LOOK_S: Final = 1.0
 _MAX_IDENTITIES: Final = 10_000
 """Topics under which an event_id given alone is looked for: a statement's parameters have a limit."""
 
@@ -54,14 +50,6 @@ _COLUMNS: Final = (
 _NARROWER: Final = (
     "Finding these events took too long and was stopped. Ask for one topic, or for a shorter period of"
     " storing (stored_since, stored_until)."
-)
-
-# Without these Postgres reads rows one after the other, where it expects to find one soon.
-_ONLY_BLOCKS: Final = select(
-    *(
-        func.set_config(name, "off", True)
-        for name in ("enable_seqscan", "enable_indexscan", "enable_indexonlyscan")
-    )
 )
 
 _Location = tuple[int, dt.datetime]
@@ -184,9 +172,10 @@ class EventQueries:
         """
         highest, lowest = self._bounds() if chosen.scans else (None, None)
         before = None if highest is None else highest + 1
+        leaps = None if lowest is None else Leaps(self._engine, self._timeout, chosen, lowest)
         while True:
-            if before is not None and lowest is not None:
-                before = self._leap(chosen, before, lowest, monotonic() + self._timeout / 2)
+            if leaps is not None and before is not None:
+                before = leaps.over(before, monotonic() + self._timeout / 2)
             page = self._stretch(chosen, before, lowest, chunk)
             yield page
             before = page.next_before
@@ -204,10 +193,11 @@ class EventQueries:
             return EventsPage((), None)
         deadline = monotonic() + self._timeout / 2
         top = highest + 1 if before is None else min(before, highest + 1)
+        leaps = Leaps(self._engine, self._timeout, chosen, lowest)
         events: list[StoredEvent] = []
         size = 0
         while True:
-            top = self._leap(chosen, top, lowest, deadline)
+            top = leaps.over(top, deadline)
             page = self._stretch(chosen, top, lowest, limit - len(events), size)
             events += page.events
             size += sum(len(event.payload) for event in page.events)
@@ -215,38 +205,6 @@ class EventQueries:
             if is_full or page.next_before is None or monotonic() > deadline:
                 return EventsPage(events, page.next_before)
             top = page.next_before
-
-    def _leap(self, chosen: EventFilter, before: int, lowest: int, deadline: float) -> int:
-        """A `seq` from which on, up to `before`, no event is of the period chosen: `before` itself, or as
-        near to the next such event as two small indexes of Postgres can tell in no time.
-
-        They know for every hundred blocks or so what they hold. A look at a stretch ends with the first event
-        found; the next is for a stretch twice as long, if that one was short. None begins after the deadline.
-        """
-        if not chosen.has_period or self._engine.dialect.name != "postgresql":
-            return before
-        top, rows = before, _FIRST_LOOK_ROWS
-        try:
-            with read_transaction(self._engine, min(self._timeout, _LONGEST_LOOK_S)) as connection:
-                connection.execute(_ONLY_BLOCKS)
-                while top > lowest and monotonic() < deadline:
-                    began = monotonic()
-                    floor = max(top - rows, lowest)
-                    if _holds(connection, chosen, floor, top):
-                        while top - floor > _FIRST_LOOK_ROWS:
-                            middle = (floor + top) // 2
-                            if _holds(connection, chosen, middle, top):
-                                floor = middle
-                            else:
-                                top = middle
-                        break
-                    top = floor
-                    if monotonic() - began < _SHORT_LOOK_S:
-                        rows *= 2
-        except QueryTimedOut:
-            # Blocks that hold something of nearly every time: their rows have to be read.
-            pass
-        return top
 
     def _stretch(
         self, chosen: EventFilter, before: int | None, lowest: int | None, limit: int, held_bytes: int = 0
@@ -314,14 +272,6 @@ class EventQueries:
             size += len(row.payload)
             last = row.seq
         return EventsPage(events, None)
-
-
-def _holds(connection: Connection, chosen: EventFilter, floor: int, top: int) -> bool:
-    """Whether a stretch of `seq`, `top` exclusive, holds an event of the times chosen."""
-    # Written out: a plan for any stretch at all would be none for a long one.
-    since, until = (literal(bound, BigInteger, literal_execute=True) for bound in (floor, top))
-    statement = select(EventRow.seq).where(*chosen.times(), EventRow.seq >= since, EventRow.seq < until)
-    return connection.execute(statement.limit(1)).first() is not None
 
 
 def _listing(

@@ -17,7 +17,8 @@ from sqlalchemy import Engine, delete
 from db.engine import transaction
 from db.errors import QueryTimedOut, SchemaMismatch
 from db.event_filter import EventFilter
-from db.event_queries import EventQueries, EventsPage, StoredEvent, _holds
+from db.event_queries import EventQueries, EventsPage, StoredEvent
+from db.leaps import _holds
 from db.models import EventRow
 from events.verdict import Verdict
 from tests.support.store_filler import START, StoreFiller, make_event, open_store
@@ -212,19 +213,22 @@ def test_a_page_of_rare_events_is_put_together_from_stretches(
 
 @pytest.mark.parametrize("order", ["as they occurred", "at random"])
 @pytest.mark.parametrize("too_long", [None, 1, 3], ids="every look too long: {}".format)
+@pytest.mark.parametrize("settled_after_days", [0, -2], ids=["just stored", "settled"])
 def test_events_of_any_period_are_found_whatever_is_passed_over(
     fill: StoreFiller,
     queries: EventQueries,
     monkeypatch: pytest.MonkeyPatch,
     order: str,
     too_long: int | None,
+    settled_after_days: int,
 ) -> None:
     minutes = list(range(100))
     if order == "at random":
         random.Random(1).shuffle(minutes)
     fill.events(make_event(str(minute), timestamp=START + minute * MINUTE) for minute in minutes)
     monkeypatch.setattr("db.event_queries._SCANNED_ROWS", 20)
-    monkeypatch.setattr("db.event_queries._FIRST_LOOK_ROWS", 3)
+    monkeypatch.setattr("db.leaps._FIRST_LOOK_ROWS", 3)
+    monkeypatch.setattr("db.leaps._SETTLED_AFTER", dt.timedelta(days=settled_after_days))
     looks = itertools.count(1)
 
     def holds(*place: Any) -> bool:
@@ -232,7 +236,7 @@ def test_events_of_any_period_are_found_whatever_is_passed_over(
             raise QueryTimedOut
         return _holds(*place)
 
-    monkeypatch.setattr("db.event_queries._holds", holds)
+    monkeypatch.setattr("db.leaps._holds", holds)
 
     for since, until in [(0, 1), (7, 9), (40, 70), (99, 100), (None, 5), (90, None), (50, 50), (200, 300)]:
         chosen = EventFilter(
