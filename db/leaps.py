@@ -23,7 +23,7 @@ _FIRST_LOOK_ROWS: Final = 32_000
 """Rows of the first look; also how near a leap comes to an event."""
 _SHORT_LOOK_S: Final = 0.05
 """Time of a look after which the next one may be for twice as many rows."""
-_LONGEST_LOOK_S: Final = 1.0
+_LONGEST_LOOK_S: Final = 0.25
 _LONGEST_FRESH_LOOK_S: Final = 0.1
 _SETTLED_AFTER: Final = dt.timedelta(hours=1)
 _NO_SEQ: Final = 2**63 - 1
@@ -71,7 +71,7 @@ class Leaps:
         rows = _FIRST_LOOK_ROWS
         try:
             with read_transaction(self._engine, longest) as connection:
-                moment, ceiling = self._settled = self._settled or _settled(connection)
+                moment, ceiling = self._settled = self._settled or _find_settled(connection)
                 bound = max(ceiling, self._lowest) if is_fresh else self._lowest
                 stored_before = None if is_fresh else moment
                 connection.execute(_ONLY_BLOCKS)
@@ -95,7 +95,7 @@ class Leaps:
         return top, False
 
 
-def _settled(connection: Connection) -> tuple[dt.datetime, int]:
+def _find_settled(connection: Connection) -> tuple[dt.datetime, int]:
     """A moment before which all blocks are known, and the first `seq` stored since."""
     now = connection.execute(select(func.now())).scalar_one()
     # A boundary of partitions: those of older events are not touched by what is written now.
