@@ -158,7 +158,9 @@ def _growth(scale: Mapping[str, Any]) -> Iterator[str]:
         f" {settings['records']:,} records out of Kafka ({settings['rounds']} times; the median), a fifth of"
         " them copies, and the routes of the admin API are asked in turns, each 500 times, or as often as two"
         " minutes allow. WAL grows with the key index: after each checkpoint, the first change to a page is"
-        " written with all of it, and random keys find fewer and fewer pages changed before.\n"
+        " written with all of it, and random keys find fewer and fewer pages changed before. A period"
+        " long past is found through block-range indexes while what may hold it is in memory; else it is"
+        " looked for in stretches, and costs more the more was stored since.\n"
     )
     head = ["", *(f"{size['size']:,}" for size in sizes)]
     figures = {
