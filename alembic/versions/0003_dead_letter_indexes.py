@@ -10,6 +10,8 @@ Revises: 0002
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import sqlalchemy as sa
 
 from alembic import op
@@ -26,7 +28,7 @@ INDEXES = {
 
 
 def upgrade() -> None:
-    with op.get_context().autocommit_block():
+    with _outside_of_a_transaction():
         for name, (columns, where) in INDEXES.items():
             condition = None if where is None else sa.text(where)
             op.drop_index(name, "dead_letters", if_exists=True, postgresql_concurrently=True)
@@ -41,6 +43,12 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    with op.get_context().autocommit_block():
+    with _outside_of_a_transaction():
         for name in INDEXES:
             op.drop_index(name, "dead_letters", if_exists=True, postgresql_concurrently=True)
+
+
+def _outside_of_a_transaction() -> AbstractContextManager[object]:
+    # On SQLite the transaction stays: it is what keeps the migrations of other processes out.
+    context = op.get_context()
+    return context.autocommit_block() if context.dialect.name == "postgresql" else nullcontext()

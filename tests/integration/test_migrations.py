@@ -14,8 +14,9 @@ import psycopg
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.event import listens_for
 
 from alembic import command
 from db.engine import open_engine
@@ -155,6 +156,21 @@ def test_a_newer_schema_that_still_has_everything_is_worked_with_and_left_alone(
         upgrade(engine)
 
         assert current(engine) == "9999"
+
+
+def test_sqlite_is_upgraded_in_one_transaction(tmp_path: Path) -> None:
+    # The transaction is all that keeps the migrations of other processes out.
+    with opened(f"sqlite:///{tmp_path / 'empty.db'}") as engine:
+        committed = []
+
+        @listens_for(engine, "commit")
+        def remember(connection: Connection) -> None:
+            if inspect(connection).has_table("alembic_version"):
+                committed.append(connection.scalar(text("SELECT version_num FROM alembic_version")))
+
+        upgrade(engine)
+
+    assert committed == [head()]
 
 
 def test_any_number_of_processes_may_upgrade_at_once(empty_url: str) -> None:
