@@ -66,9 +66,13 @@ class Leaps:
         return top
 
     def _leap(self, top: int, deadline: float, is_fresh: bool) -> tuple[int, bool]:
-        """Where a leap among fresh or settled events ends, and whether at an event."""
+        """Where a leap among fresh or settled events ends, and whether at an event.
+
+        Each look is for twice as many rows as the one before, until one finds something, and then for half as
+        many. What a look has found empty stays passed over, even if the next takes too long.
+        """
         longest = min(self._timeout, _LONGEST_FRESH_LOOK_S if is_fresh else _LONGEST_LOOK_S)
-        rows = _FIRST_LOOK_ROWS
+        rows, is_near = _FIRST_LOOK_ROWS, False
         try:
             with read_transaction(self._engine, longest) as connection:
                 moment, ceiling = self._settled = self._settled or _find_settled(connection)
@@ -78,17 +82,16 @@ class Leaps:
                 while top > bound and monotonic() < deadline:
                     began = monotonic()
                     floor = max(top - rows, bound)
-                    if _holds(connection, self._chosen, floor, top, stored_before):
-                        while top - floor > _FIRST_LOOK_ROWS:
-                            middle = (floor + top) // 2
-                            if _holds(connection, self._chosen, middle, top, stored_before):
-                                floor = middle
-                            else:
-                                top = middle
+                    holds = _holds(connection, self._chosen, floor, top, stored_before)
+                    if holds and top - floor <= _FIRST_LOOK_ROWS:
                         return top, True
-                    top = floor
-                    if monotonic() - began < _SHORT_LOOK_S:
+                    is_near = is_near or holds
+                    if is_near:
+                        rows = max((top - floor) // 2, _FIRST_LOOK_ROWS)
+                    elif monotonic() - began < _SHORT_LOOK_S:
                         rows *= 2
+                    if not holds:
+                        top = floor
         except QueryTimedOut:
             # Blocks not known yet, or that hold something of nearly every time: their rows have to be read.
             self._can_leap[is_fresh] = False

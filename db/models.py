@@ -48,6 +48,12 @@ class Base(DeclarativeBase):
     )
 
 
+def _block_index(name: str, column: str) -> Index:
+    """On Postgres, an index of which values each hundred blocks or so hold."""
+    brin = Index(name, column, postgresql_using="brin", postgresql_with={"autosummarize": "on"})
+    return brin.ddl_if(dialect="postgresql")
+
+
 class EventKeyRow(Base):
     """Which identities are stored, with what content, and where: the row that makes an event count once."""
 
@@ -67,18 +73,8 @@ class EventRow(Base):
     __table_args__ = (
         PrimaryKeyConstraint("seq", "stored_at"),
         Index(None, "topic", "seq"),
-        Index(
-            "events_occurred_at_idx",
-            "occurred_at",
-            postgresql_using="brin",
-            postgresql_with={"autosummarize": "on"},
-        ).ddl_if(dialect="postgresql"),
-        Index(
-            "events_seq_idx",
-            "seq",
-            postgresql_using="brin",
-            postgresql_with={"autosummarize": "on"},
-        ).ddl_if(dialect="postgresql"),
+        _block_index("events_occurred_at_idx", "occurred_at"),
+        _block_index("events_seq_idx", "seq"),
         {"postgresql_partition_by": "RANGE (stored_at)"},
     )
 

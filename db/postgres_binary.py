@@ -130,7 +130,7 @@ def pack_events(
             pieces += (head, fixed, event_id, length(len(payload)), payload)
         yield b"".join(pieces)
         pieces.clear()
-    yield _COPY_TRAILER
+    yield b"".join((*pieces, _COPY_TRAILER))
 
 
 def _text(value: str) -> bytes:
