@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import end_to_end_stage
+from benchmarks.end_to_end_stage import EndToEnd
 from benchmarks.gateway_stage import Gateway, Running, wait_answering
 from benchmarks.peers.cache import cache
 from benchmarks.servers import run
@@ -20,6 +22,7 @@ from tests.support.processes import Process, free_port
 VERSION: Final = "1.2.0"
 _ROUTE: Final = Path(__file__).with_name("mq_bridge_route.py")
 _ROWS: Final = 5_000
+_REQUESTS: Final = 512
 
 
 def python() -> Path:
@@ -48,6 +51,26 @@ def route(name: str, configuration: Mapping[str, Any], directory: Path) -> Itera
         process.close()
 
 
+def _from_log(bootstrap: str, topic: str, group: str) -> dict[str, Any]:
+    options = [["auto.offset.reset", "earliest"]]
+    return {"kafka": {"url": bootstrap, "topic": topic, "group_id": group, "consumer_options": options}}
+
+
+def _to_log(bootstrap: str, topic: str | None) -> dict[str, Any]:
+    options = [["acks", "all"], ["compression.codec", "snappy"], ["linger.ms", "1"]]
+    return {"kafka": {"url": bootstrap, "topic": topic, "producer_options": options}}
+
+
+def _from_http(port: int) -> dict[str, Any]:
+    http = {
+        "url": f"127.0.0.1:{port}",
+        "path": "/publish",
+        "concurrency_limit": 512,
+        "internal_buffer_size": 1024,
+    }
+    return {"http": http}
+
+
 class _Sink(PeerSink):
     """The consumer side is common to both ways of writing."""
 
@@ -64,14 +87,8 @@ class _Sink(PeerSink):
 
     @contextlib.contextmanager
     def running(self, url: str, group: str) -> Iterator[Process]:
-        kafka = {
-            "url": self.stage.broker.bootstrap,
-            "topic": self.log,
-            "group_id": group,
-            "consumer_options": [["auto.offset.reset", "earliest"]],
-        }
         configuration = {
-            "input": {"kafka": kafka},
+            "input": _from_log(self.stage.broker.bootstrap, self.log, group),
             "output": {"sqlx": {"url": url, "table": "events", **self.output}},
             "batch_size": _ROWS,
         }
@@ -119,7 +136,7 @@ class HttpGateway(Gateway):
     def settings(self) -> Mapping[str, str]:
         return {
             "version": VERSION,
-            "batch_size": "512",
+            "batch_size": str(_REQUESTS),
             "http": "concurrency_limit 512, internal_buffer_size 1,024",
             "producer": "acks=all, compression snappy, linger 1 ms",
             "several events": "unpack, format benthos_binary",
@@ -140,21 +157,46 @@ class HttpGateway(Gateway):
     @contextlib.contextmanager
     def running(self, topic: str | None, size: int) -> Iterator[Running]:
         port = free_port()
-        http: dict[str, Any] = {
-            "url": f"127.0.0.1:{port}",
-            "path": "/publish",
-            "concurrency_limit": 512,
-            "internal_buffer_size": 1024,
-        }
-        kafka = {
-            "url": self.stage.broker.bootstrap,
-            "topic": topic,
-            "producer_options": [["acks", "all"], ["compression.codec", "snappy"], ["linger.ms", "1"]],
-        }
-        source: dict[str, Any] = {"http": http}
+        source = _from_http(port)
         if size > 1:
             source["middlewares"] = [{"unpack": {"format": "benthos_binary"}}]
-        configuration = {"input": source, "output": {"kafka": kafka}, "batch_size": 512}
+        target = _to_log(self.stage.broker.bootstrap, topic)
+        configuration = {"input": source, "output": target, "batch_size": _REQUESTS}
         with route(f"mq-bridge-{topic}-{size}", configuration, self.stage.directory) as process:
             wait_answering(process, port)
             yield Running(process, f"http://127.0.0.1:{port}/publish")
+
+
+class Pipeline(EndToEnd):
+    """Its gateway and its upsert, a process each."""
+
+    name = "mq-bridge, gateway and upsert"
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {
+            "version": VERSION,
+            "gateway": f"batch_size {_REQUESTS}, acks=all, compression snappy, linger 1 ms, no validation",
+            "sink": f"batch_size {_ROWS:,}, {UpsertSink.text}",
+            "partitions": str(self.partitions),
+        }
+
+    def prepare(self) -> None:
+        python()
+
+    @contextlib.contextmanager
+    def running(self, topic: str, url: str) -> Iterator[end_to_end_stage.Running]:
+        port, bootstrap = free_port(), self.stage.broker.bootstrap
+        gateway = {"input": _from_http(port), "output": _to_log(bootstrap, topic), "batch_size": _REQUESTS}
+        sink = {
+            "input": _from_log(bootstrap, topic, topic),
+            "output": {"sqlx": {"url": url, "table": "events", **UpsertSink.output}},
+            "batch_size": _ROWS,
+        }
+        directory = self.stage.directory
+        with (
+            route(f"{topic}-sink", sink, directory) as worker,
+            route(f"{topic}-gateway", gateway, directory) as taking,
+        ):
+            wait_answering(taking, port)
+            yield end_to_end_stage.Running(port, taking, worker)
