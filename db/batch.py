@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -77,15 +79,34 @@ class Advance(msgspec.Struct, frozen=True, gc=False):
     fingerprint: int | None = None
 
 
+class Prepared(msgspec.Struct, frozen=True):
+    """Records as `EventStore.prepare` made them ready.
+
+    Attributes:
+        firsts: the first record of each identity.
+        repeated: the others, each with the place of its first.
+        first_counts: how many firsts there are of each partition and topic.
+        statement: what the database's own statements made of the firsts.
+    """
+
+    firsts: Sequence[ValidRecord]
+    repeated: Sequence[tuple[int, ValidRecord]]
+    invalid: Sequence[InvalidRecord]
+    first_counts: Counter[tuple[int, str]]
+    statement: Any
+
+
 class Batch(msgspec.Struct, frozen=True):
     """One transaction's worth of records.
 
     `records` are in offset order within each partition; every partition they mention has an advance. An
-    advance without records is allowed (transaction markers move positions).
+    advance without records is allowed (transaction markers move positions). `prepared` is of these very
+    records; without it the store prepares them itself.
     """
 
     records: Sequence[ValidRecord | InvalidRecord]
     advances: Sequence[Advance]
+    prepared: Prepared | None = None
 
 
 WhenBusy = Callable[[], object]

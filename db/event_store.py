@@ -11,7 +11,17 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from db import insert_postgres, insert_sqlite, rejections
-from db.batch import Advance, Batch, InvalidRecord, Position, Rejected, ValidRecord, WhenBusy, WriteResult
+from db.batch import (
+    Advance,
+    Batch,
+    InvalidRecord,
+    Position,
+    Prepared,
+    Rejected,
+    ValidRecord,
+    WhenBusy,
+    WriteResult,
+)
 from db.counts import CountKey, Counts, tally
 from db.dead_letters import conflict_row, counted_topic, invalid_row
 from db.engine import transaction
@@ -36,10 +46,12 @@ class Statements(Protocol):
         /,
     ) -> tuple[frozenset[int], dt.datetime]: ...
 
+    def prepare(self, records: Sequence[ValidRecord], /) -> Any: ...
+
     def insert_new(
         self,
         connection: Connection,
-        records: Sequence[ValidRecord],
+        prepared: Any,
         incarnations: Mapping[int, int],
         stored_at: dt.datetime,
         when_busy: WhenBusy | None = None,
@@ -92,6 +104,29 @@ class EventStore:
         self._statements: Statements = insert_postgres if self._on_postgres else insert_sqlite
         self._upsert = postgresql.insert if self._on_postgres else sqlite.insert
 
+    def prepare(self, records: Sequence[ValidRecord | InvalidRecord]) -> Prepared:
+        """All that `write` can do with a batch's records before its turn. Needs no database."""
+        places: dict[bytes, int] = {}
+        firsts: list[ValidRecord] = []
+        repeated: list[tuple[int, ValidRecord]] = []
+        invalid: list[InvalidRecord] = []
+        for record in records:
+            if isinstance(record, InvalidRecord):
+                invalid.append(record)
+                continue
+            place = places.setdefault(record.event.key, len(firsts))
+            if place == len(firsts):
+                firsts.append(record)
+            else:
+                repeated.append((place, record))
+        return Prepared(
+            firsts=firsts,
+            repeated=repeated,
+            invalid=invalid,
+            first_counts=Counter([(record.at.partition, record.event.topic) for record in firsts]),
+            statement=self._statements.prepare(firsts),
+        )
+
     def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
         """Store a batch: events, dead letters, counters and positions.
 
@@ -106,12 +141,11 @@ class EventStore:
             RowsRejected: the database refuses a row's content; nothing was written.
             StoreUnavailable: it is unknown whether the batch was written.
         """
+        prepared = batch.prepared or self.prepare(batch.records)
         with transaction(self._engine) as connection:
             stored_at = self._move(connection, batch.advances)
             incarnations = _incarnations(batch)
-            verdicts, dead_letters = self._store(
-                connection, batch.records, incarnations, stored_at, when_busy
-            )
+            verdicts, dead_letters = self._store(connection, prepared, incarnations, stored_at, when_busy)
             if dead_letters:
                 rows = [
                     {
@@ -148,7 +182,8 @@ class EventStore:
         with transaction(self._engine, patience=_PATIENCE) as connection:
 
             def probe(records: Sequence[ValidRecord]) -> None:
-                self._statements.insert_new(connection, records, _incarnations(batch), self._clock())
+                prepared = self._statements.prepare(records)
+                self._statements.insert_new(connection, prepared, _incarnations(batch), self._clock())
 
             found = rejections.find(connection, probe, batch.records, limit)
             connection.rollback()
@@ -289,38 +324,25 @@ class EventStore:
     def _store(
         self,
         connection: Connection,
-        records: Sequence[ValidRecord | InvalidRecord],
+        prepared: Prepared,
         incarnations: Mapping[int, int],
         stored_at: dt.datetime,
         when_busy: WhenBusy | None,
     ) -> tuple[Counter[tuple[int, str, Verdict]], list[dict[str, Any]]]:
         """Insert what is new; the verdict counts and the dead letters of everything."""
-        winners: dict[bytes, int] = {}
-        firsts: list[ValidRecord] = []
-        repeated: list[tuple[int, ValidRecord]] = []
-        verdicts: Counter[tuple[int, str, Verdict]] = Counter()
-        dead_letters: list[dict[str, Any]] = []
-        for record in records:
-            if isinstance(record, InvalidRecord):
-                verdicts[record.at.partition, counted_topic(record), Verdict.DEAD_LETTERED] += 1
-                dead_letters.append(invalid_row(record))
-                continue
-            index = winners.setdefault(record.event.key, len(firsts))
-            if index == len(firsts):
-                firsts.append(record)
-            else:
-                repeated.append((index, record))
+        firsts = prepared.firsts
         # What was stored before the batch wins over everything in it.
-        stored = self._statements.insert_new(connection, firsts, incarnations, stored_at, when_busy)
-        repeated += ((index, firsts[index]) for index in sorted(stored))
-        verdicts.update(
-            [
-                (record.at.partition, record.event.topic, Verdict.STORED)
-                for index, record in enumerate(firsts)
-                if index not in stored
-            ]
+        stored = self._statements.insert_new(
+            connection, prepared.statement, incarnations, stored_at, when_busy
         )
-        for index, record in repeated:
+        known = [(index, firsts[index]) for index in sorted(stored)]
+        new = prepared.first_counts - Counter((first.at.partition, first.event.topic) for _, first in known)
+        verdicts = Counter({(*place, Verdict.STORED): count for place, count in new.items()})
+        dead_letters = [invalid_row(record) for record in prepared.invalid]
+        verdicts.update(
+            (record.at.partition, counted_topic(record), Verdict.DEAD_LETTERED) for record in prepared.invalid
+        )
+        for index, record in (*prepared.repeated, *known):
             winner = stored.get(index, firsts[index].event.content_hash)
             verdict = Verdict.DUPLICATE if record.event.content_hash == winner else Verdict.CONFLICT
             verdicts[record.at.partition, record.event.topic, verdict] += 1

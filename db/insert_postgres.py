@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 import psycopg
 from sqlalchemy import Connection
 
 from db.batch import Advance, ValidRecord, WhenBusy
 from db.counts import CountKey, Counts
 from db.errors import StoreUnavailable
-from db.postgres_binary import EVENT_COLUMNS, Bigints, Uuids, pack_events
+from db.postgres_binary import EVENT_COLUMNS, Bigints, EventRows, Uuids
 
 # Keys are inserted in their order, so that two workers with the same keys wait for each other and never
 # deadlock. The hash is looked up by a subquery per row, so that no plan ever reads the whole key table.
@@ -113,9 +114,25 @@ def move_positions(
     return frozenset(partition for partition, _ in rows), rows[0][1] if rows else _POSTGRES_EPOCH
 
 
+class Prepared(msgspec.Struct, frozen=True):
+    """What is sent of records with distinct identities."""
+
+    keys: Sequence[bytes]
+    packed_keys: Uuids
+    packed_hashes: Bigints
+    rows: EventRows
+
+
+def prepare(records: Sequence[ValidRecord]) -> Prepared:
+    """All of `insert_new` that needs no connection."""
+    keys = [record.event.key for record in records]
+    hashes = [record.event.content_hash for record in records]
+    return Prepared(keys, Uuids(keys), Bigints(hashes), EventRows(records))
+
+
 def insert_new(
     connection: Connection,
-    records: Sequence[ValidRecord],
+    prepared: Prepared,
     incarnations: Mapping[int, int],
     stored_at: dt.datetime,
     when_busy: WhenBusy | None = None,
@@ -123,13 +140,13 @@ def insert_new(
     """Insert those events whose identity is not stored yet.
 
     Args:
-        records: with distinct identities.
         incarnations: of each partition they come from.
 
     Returns:
         For each record that was stored before: its index, and the stored content hash.
     """
-    if not records:
+    keys = prepared.keys
+    if not keys:
         return {}
     with _driver(connection).cursor(binary=True) as cursor:
         if when_busy is not None:
@@ -137,8 +154,8 @@ def insert_new(
         row = cursor.execute(
             _INSERT_KEYS,
             {
-                "keys": Uuids([record.event.key for record in records]),
-                "hashes": Bigints([record.event.content_hash for record in records]),
+                "keys": prepared.packed_keys,
+                "hashes": prepared.packed_hashes,
                 "stored_at": stored_at,
             },
             # Its plan would be made for the batch size of the time it was prepared.
@@ -147,16 +164,16 @@ def insert_new(
         assert row is not None
         seqs, places, found_hashes = row
         known: dict[int, int | None] = dict(zip(places, found_hashes, strict=True))
-        if len(known) < len(records):
+        if len(known) < len(keys):
             with cursor.copy(_COPY) as copy:
-                # In pieces, so that the server reads one while the next is being packed.
-                for piece in pack_events(records, seqs, known, incarnations, stored_at):
+                # In pieces, so that the server reads one while the next is being put together.
+                for piece in prepared.rows.pack(seqs, known, incarnations, stored_at):
                     copy.write(piece)
-        unseen = {records[index].event.key: index for index, found in known.items() if found is None}
+        unseen = {keys[index]: index for index, found in known.items() if found is None}
         if unseen:
             # Committed by another worker after our statement began: only a later statement sees these.
-            keys = [UUID(bytes=key) for key in sorted(unseen)]
-            for key, found in cursor.execute(_HASHES, (keys,)):
+            wanted = [UUID(bytes=key) for key in sorted(unseen)]
+            for key, found in cursor.execute(_HASHES, (wanted,)):
                 known[unseen[key.bytes]] = found
     hashes = {index: found for index, found in known.items() if found is not None}
     if len(hashes) != len(known):

@@ -75,6 +75,11 @@ def move_positions(
     return frozenset(moved), now
 
 
+def prepare(records: Sequence[ValidRecord]) -> Sequence[ValidRecord]:
+    """Nothing has to be prepared."""
+    return records
+
+
 def insert_new(
     connection: Connection,
     records: Sequence[ValidRecord],

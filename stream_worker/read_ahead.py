@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from broker.errors import BrokerError
-from broker.ports import Consumer, Poll
-from db.batch import InvalidRecord, ValidRecord
+from broker.ports import Consumer, Poll, Record, UndecodableRecord
+from db.batch import InvalidRecord, Prepared, ValidRecord
 from stream_worker.decode import decode_records
 from stream_worker.metrics import WorkerMetrics
 from stream_worker.progress import Progress
@@ -27,12 +27,14 @@ class Reading(msgspec.Struct, frozen=True):
 
     Attributes:
         records: of the poll, one for one.
+        prepared: those records, ready for the store.
         span: of the poll.
         as_of: `Progress.changes` before it began.
     """
 
     poll: Poll
     records: Sequence[ValidRecord | InvalidRecord]
+    prepared: Prepared | None
     span: object
     as_of: int
 
@@ -41,9 +43,15 @@ class Reader:
     """Reads for one worker. Belongs to one task at a time; `drop` before the consumer is stopped."""
 
     def __init__(
-        self, progress: Progress, poll_timeout_seconds: float, metrics: WorkerMetrics, tracing: Tracing
+        self,
+        progress: Progress,
+        prepare: Callable[[Sequence[ValidRecord | InvalidRecord]], Prepared],
+        poll_timeout_seconds: float,
+        metrics: WorkerMetrics,
+        tracing: Tracing,
     ) -> None:
         self._progress = progress
+        self._prepare = prepare
         self._poll_timeout_seconds = poll_timeout_seconds
         self._metrics = metrics
         self._tracing = tracing
@@ -113,10 +121,16 @@ class Reader:
         as_of = self._progress.changes
         poll, span = await self._poll(consumer, max_records)
         if not poll.records:
-            return Reading(poll, [], span, as_of)
+            return Reading(poll, [], None, span, as_of)
         with self._metrics.stage("decode"):
-            records = await asyncio.to_thread(decode_records, poll.records)
-        return Reading(poll, records, span, as_of)
+            records, prepared = await asyncio.to_thread(self._decode, poll.records)
+        return Reading(poll, records, prepared, span, as_of)
+
+    def _decode(
+        self, polled: Sequence[Record | UndecodableRecord]
+    ) -> tuple[Sequence[ValidRecord | InvalidRecord], Prepared]:
+        records = decode_records(polled)
+        return records, self._prepare(records)
 
     async def _poll(self, consumer: Consumer, max_records: int) -> tuple[Poll, object]:
         started_ns = time.time_ns()

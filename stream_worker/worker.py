@@ -26,7 +26,7 @@ import structlog
 
 from broker.errors import BrokerError, CommitFailed, LogMisconfigured
 from broker.ports import Consumer, Log, Poll
-from db.batch import Batch, InvalidRecord, Rejected, ValidRecord, WriteResult
+from db.batch import Advance, Batch, InvalidRecord, Rejected, WriteResult
 from db.errors import FenceLost, RowsRejected, StoreUnavailable
 from db.event_store import EventStore
 from events.verdict import DATABASE_REASON
@@ -77,7 +77,9 @@ class Worker:
         self._settings = settings
         self._before_commit = before_commit
         self._progress = Progress(store)
-        self._reader = Reader(self._progress, settings.poll_timeout_seconds, self._metrics, self._tracing)
+        self._reader = Reader(
+            self._progress, store.prepare, settings.poll_timeout_seconds, self._metrics, self._tracing
+        )
         self._storing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._backoff = Backoff(settings.backoff_min_seconds, settings.backoff_max_seconds)
@@ -170,7 +172,7 @@ class Worker:
         if not self._reader.is_current(reading):
             self._progress.forget()
             return None
-        batch = Batch(_decoded(reading, poll), self._progress.advances(poll))
+        batch = _batch(reading, poll, self._progress.advances(poll))
         if not batch.records:
             # Transaction markers alone still move positions.
             return await self._store_in_turn(batch, consumer)
@@ -281,12 +283,14 @@ class Worker:
         return None
 
 
-def _decoded(reading: Reading, poll: Poll) -> Sequence[ValidRecord | InvalidRecord]:
+def _batch(reading: Reading, poll: Poll, advances: Sequence[Advance]) -> Batch:
     """The records of a reading that are left in a poll after it was verified."""
     if poll is reading.poll:
-        return reading.records
+        return Batch(reading.records, advances, reading.prepared)
     left = {(record.partition, record.offset) for record in poll.records}
-    return [record for record in reading.records if (record.at.partition, record.at.offset) in left]
+    return Batch(
+        [record for record in reading.records if (record.at.partition, record.at.offset) in left], advances
+    )
 
 
 def _place(batch: Batch) -> dict[str, int]:
