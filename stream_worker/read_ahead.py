@@ -56,6 +56,9 @@ class Reader:
         self._metrics = metrics
         self._tracing = tracing
         self._allowed: tuple[Consumer, int] | None = None
+        # Thousands of objects: they are freed when the database has something to do, not while it waits.
+        self._latest: Reading | None = None
+        self._spent: Reading | None = None
         self._ahead: asyncio.Task[Reading] | None = None
 
     async def next(self, consumer: Consumer, max_records: int) -> Reading:
@@ -82,6 +85,11 @@ class Reader:
         """Whether no position was given up since it began."""
         return reading.as_of == self._progress.changes
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next batch is being read, or at hand."""
+        return self._ahead is not None
+
     def allow_read_ahead(self, consumer: Consumer, reading: Reading, max_records: int) -> None:
         """Say what `begin_read_ahead` is to do while this reading is being stored.
 
@@ -92,19 +100,21 @@ class Reader:
         is_large = 2 * len(reading.records) >= max_records
         if is_large and not self._progress.has_unverified:
             self._allowed = (consumer, max_records)
+        self._spent, self._latest = self._latest, reading if is_large else None
 
     def begin_read_ahead(self) -> None:
         """Read what comes next, if that is allowed. To be called as the database begins with its work.
 
         Not before: the thread that talks to the database would have to share Python with decoding.
         """
+        self._spent = None
         allowed, self._allowed = self._allowed, None
         if allowed is not None:
             self._ahead = asyncio.create_task(self._read(*allowed), name="read ahead")
 
     async def drop(self) -> None:
         """Forget what was read ahead, and read no further; positions are to be given up too."""
-        self._allowed = None
+        self._allowed = self._latest = self._spent = None
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()

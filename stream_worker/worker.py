@@ -1,7 +1,7 @@
 """The loop: poll, decode, store, commit.
 
-Overlap. While the database works on a large batch, the next one is read and decoded (`Reader`). They are
-stored one after the other, in order.
+Overlap. While the database works on a large batch, the next one is read and decoded (`Reader`), and offsets
+of the one before are committed. Batches are stored one after the other, in order.
 
 Offsets. `Progress` holds the *position* of each partition, which is what the database holds. A poll reads on
 from there; the batch made of it carries its moves as *advances*. Storing the batch moves the position in the
@@ -26,7 +26,7 @@ import structlog
 
 from broker.errors import BrokerError, CommitFailed, LogMisconfigured
 from broker.ports import Consumer, Log, Poll
-from db.batch import Advance, Batch, InvalidRecord, Rejected, WriteResult
+from db.batch import Advance, Batch, InvalidRecord, Position, Rejected, WriteResult
 from db.errors import FenceLost, RowsRejected, StoreUnavailable
 from db.event_store import EventStore
 from events.verdict import DATABASE_REASON
@@ -81,6 +81,7 @@ class Worker:
             self._progress, store.prepare, settings.poll_timeout_seconds, self._metrics, self._tracing
         )
         self._storing = asyncio.Lock()
+        self._committing: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._backoff = Backoff(settings.backoff_min_seconds, settings.backoff_max_seconds)
         self._assignment: Callable[[], frozenset[int]] = frozenset
@@ -144,11 +145,13 @@ class Worker:
         await self._retrying(consumer.start)
         while not self._stop.is_set():
             await self._retrying(lambda: self.run_once(consumer))
+        await self._committed()
 
     async def on_revoked(self, partitions: frozenset[int]) -> None:
-        """Wait for the transaction in flight, then let the partitions go."""
+        """Wait for the transaction and the commit in flight, then let the partitions go."""
         self._progress.forget(partitions)
         async with self._storing:
+            await self._committed()
             self._progress.forget(partitions)
             self._metrics.lag.revoked(partitions)
 
@@ -215,13 +218,28 @@ class Worker:
         self._metrics.stored(batch, result)
         if self._before_commit is not None:
             await self._before_commit()
+        await self._committed()
+        self._committing = asyncio.create_task(self._commit(result.positions, consumer), name="commit")
+        if not self._reader.is_ahead:
+            await self._committed()
+        return result
+
+    async def _commit(self, positions: Sequence[Position], consumer: Consumer) -> None:
         try:
             with self._metrics.stage("commit"):
-                await consumer.commit({p.partition: p.next_offset for p in result.positions})
+                await consumer.commit({p.partition: p.next_offset for p in positions})
             self._metrics.committed()
         except CommitFailed as error:
             _log.warning("offsets not committed; the database position decides", exc_info=error)
-        return result
+
+    async def _committed(self) -> None:
+        """Return once no commit is under way."""
+        committing = self._committing
+        if committing is not None:
+            await asyncio.wait({committing})
+            if self._committing is committing:
+                self._committing = None
+                committing.result()
 
     async def _write(self, batch: Batch) -> WriteResult:
         # A batch too large for the time a transaction may take would fail for ever: after a failure the next

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from broker.local import LocalLog
+from broker.local_consumer import LocalConsumer
 from broker.ports import NewRecord, Record, UndecodableRecord
 from broker.settings import LocalLogSettings
 from db.batch import Batch, InvalidRecord, ValidRecord, WhenBusy, WriteResult
@@ -140,3 +141,70 @@ async def test_a_batch_that_was_read_ahead_is_stored_once_whatever_happened_mean
         worker.stop()
     await asyncio.gather(*running)
     assert counts(engine) == (RECORDS, RECORDS - REPEATED, REPEATED, RECORDS - REPEATED)
+
+
+class BusyStore(EventStore):
+    """Has time for reading ahead at every write, as a database server has."""
+
+    writes = 0
+
+    def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
+        assert when_busy is not None
+        when_busy()
+        result = super().write(batch)
+        self.writes += 1
+        return result
+
+
+class SlowCommits:
+    """Commits, each of which waits for the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = asyncio.Semaphore(0)
+        self.begun = self.done = 0
+        commit = LocalConsumer.commit
+
+        async def slow(consumer: LocalConsumer, committable: Mapping[int, int]) -> None:
+            self.begun += 1
+            await self.gate.acquire()
+            await commit(consumer, committable)
+            self.done += 1
+
+        monkeypatch.setattr(LocalConsumer, "commit", slow)
+
+
+async def test_a_batch_does_not_wait_for_the_commit_of_the_one_before_but_letting_go_does(
+    log: LocalLog, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BusyStore(engine, log.topic)
+    commits = SlowCommits(monkeypatch)
+    worker = WatchedWorker(log, store)
+    running = asyncio.create_task(worker.run())
+
+    async def second_stored() -> bool:
+        return store.writes == 2
+
+    await eventually(second_stored, 20, "a second batch to be stored")
+    assert (commits.begun, commits.done) == (1, 0)
+    worker.stop()
+    commits.gate.release()
+
+    async def second_commit() -> bool:
+        return commits.begun == 2
+
+    await eventually(second_commit, 20, "a second commit")
+    letting_go = asyncio.create_task(worker.on_revoked(frozenset({0, 1, 2})))
+    await asyncio.wait({running, letting_go}, timeout=0.1)
+    assert not running.done()
+    assert not letting_go.done()
+
+    commits.gate.release()
+    await asyncio.gather(running, letting_go)
+    reader = log.reader()
+    await reader.start()
+    committed = await reader.committed()
+    await reader.stop()
+    assert {partition: offset for partition, offset in committed.items() if offset} == {
+        partition: offset for partition, offset in store.next_offsets().items() if offset
+    }
+    assert commits.done == commits.begun == store.writes == 2
