@@ -86,14 +86,14 @@ class Prepared(msgspec.Struct, frozen=True):
         firsts: the first record of each identity.
         repeated: the others, each with the place of its first.
         first_counts: how many firsts there are of each partition and topic.
-        statement: what the database's own statements made of the firsts.
+        parameters: what the statements of the database take of the firsts.
     """
 
     firsts: Sequence[ValidRecord]
     repeated: Sequence[tuple[int, ValidRecord]]
     invalid: Sequence[InvalidRecord]
     first_counts: Counter[tuple[int, str]]
-    statement: Any
+    parameters: Any
 
 
 class Batch(msgspec.Struct, frozen=True):

@@ -51,7 +51,7 @@ class Statements(Protocol):
     def insert_new(
         self,
         connection: Connection,
-        prepared: Any,
+        parameters: Any,
         incarnations: Mapping[int, int],
         stored_at: dt.datetime,
         when_busy: WhenBusy | None = None,
@@ -124,7 +124,7 @@ class EventStore:
             repeated=repeated,
             invalid=invalid,
             first_counts=Counter([(record.at.partition, record.event.topic) for record in firsts]),
-            statement=self._statements.prepare(firsts),
+            parameters=self._statements.prepare(firsts),
         )
 
     def write(self, batch: Batch, when_busy: WhenBusy | None = None) -> WriteResult:
@@ -182,8 +182,8 @@ class EventStore:
         with transaction(self._engine, patience=_PATIENCE) as connection:
 
             def probe(records: Sequence[ValidRecord]) -> None:
-                prepared = self._statements.prepare(records)
-                self._statements.insert_new(connection, prepared, _incarnations(batch), self._clock())
+                parameters = self._statements.prepare(records)
+                self._statements.insert_new(connection, parameters, _incarnations(batch), self._clock())
 
             found = rejections.find(connection, probe, batch.records, limit)
             connection.rollback()
@@ -333,7 +333,7 @@ class EventStore:
         firsts = prepared.firsts
         # What was stored before the batch wins over everything in it.
         stored = self._statements.insert_new(
-            connection, prepared.statement, incarnations, stored_at, when_busy
+            connection, prepared.parameters, incarnations, stored_at, when_busy
         )
         known = [(index, firsts[index]) for index in sorted(stored)]
         new = prepared.first_counts - Counter((first.at.partition, first.event.topic) for _, first in known)

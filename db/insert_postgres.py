@@ -114,8 +114,8 @@ def move_positions(
     return frozenset(partition for partition, _ in rows), rows[0][1] if rows else _POSTGRES_EPOCH
 
 
-class Prepared(msgspec.Struct, frozen=True):
-    """What is sent of records with distinct identities."""
+class Parameters(msgspec.Struct, frozen=True):
+    """What the statements take of records with distinct identities."""
 
     keys: Sequence[bytes]
     packed_keys: Uuids
@@ -123,16 +123,16 @@ class Prepared(msgspec.Struct, frozen=True):
     rows: EventRows
 
 
-def prepare(records: Sequence[ValidRecord]) -> Prepared:
+def prepare(records: Sequence[ValidRecord]) -> Parameters:
     """All of `insert_new` that needs no connection."""
     keys = [record.event.key for record in records]
     hashes = [record.event.content_hash for record in records]
-    return Prepared(keys, Uuids(keys), Bigints(hashes), EventRows(records))
+    return Parameters(keys, Uuids(keys), Bigints(hashes), EventRows(records))
 
 
 def insert_new(
     connection: Connection,
-    prepared: Prepared,
+    parameters: Parameters,
     incarnations: Mapping[int, int],
     stored_at: dt.datetime,
     when_busy: WhenBusy | None = None,
@@ -145,7 +145,7 @@ def insert_new(
     Returns:
         For each record that was stored before: its index, and the stored content hash.
     """
-    keys = prepared.keys
+    keys = parameters.keys
     if not keys:
         return {}
     with _driver(connection).cursor(binary=True) as cursor:
@@ -154,8 +154,8 @@ def insert_new(
         row = cursor.execute(
             _INSERT_KEYS,
             {
-                "keys": prepared.packed_keys,
-                "hashes": prepared.packed_hashes,
+                "keys": parameters.packed_keys,
+                "hashes": parameters.packed_hashes,
                 "stored_at": stored_at,
             },
             # Its plan would be made for the batch size of the time it was prepared.
@@ -167,7 +167,7 @@ def insert_new(
         if len(known) < len(keys):
             with cursor.copy(_COPY) as copy:
                 # In pieces, so that the server reads one while the next is being put together.
-                for piece in prepared.rows.pack(seqs, known, incarnations, stored_at):
+                for piece in parameters.rows.pack(seqs, known, incarnations, stored_at):
                     copy.write(piece)
         unseen = {keys[index]: index for index, found in known.items() if found is None}
         if unseen:

@@ -1,4 +1,4 @@
-"""Reading: polls, decodes, and does so for the next batch while the one before is being stored.
+"""Reading: polls, decodes, makes ready, and does so for the next batch while the one before is being stored.
 
 The database does most of a batch's work, and Python the rest; one after the other they leave each other idle.
 What was read ahead is of use only as long as no position was given up in between (a rebalance, an outage, a
@@ -56,7 +56,7 @@ class Reader:
         self._metrics = metrics
         self._tracing = tracing
         self._allowed: tuple[Consumer, int] | None = None
-        # Thousands of objects: they are freed when the database has something to do, not while it waits.
+        # Kept until the database has something to do: to free thousands of objects takes a while.
         self._latest: Reading | None = None
         self._spent: Reading | None = None
         self._ahead: asyncio.Task[Reading] | None = None
