@@ -71,9 +71,10 @@ class Statements(Protocol):
 class EventStore:
     """Gives every record of one log topic exactly one verdict, and keeps the authoritative positions.
 
-    Methods block, and may be called from any thread. Each is one transaction: it happens as a whole or not
-    at all. Any of them may raise StoreUnavailable, after which even a commit may or may not have taken place:
-    read `positions` again before going on. SchemaMismatch means that the schema or a right is missing.
+    Methods block, and may be called from any thread. Each but `prepare` is one transaction: it happens as a
+    whole or not at all. Any of these may raise StoreUnavailable, after which even a commit may or may not
+    have taken place: read `positions` again before going on. SchemaMismatch means that the schema or a right
+    is missing.
     """
 
     def __init__(

@@ -55,10 +55,10 @@ class Reader:
         self._poll_timeout_seconds = poll_timeout_seconds
         self._metrics = metrics
         self._tracing = tracing
-        self._allowed: tuple[Consumer, int] | None = None
-        # Kept until the database has something to do: to free thousands of objects takes a while.
-        self._latest: Reading | None = None
-        self._spent: Reading | None = None
+        self._allowed: tuple[Consumer, int, Reading] | None = None
+        # What is being stored, or was last: to free thousands of objects takes a while, for which the
+        # database need not wait.
+        self._kept: Reading | None = None
         self._ahead: asyncio.Task[Reading] | None = None
 
     async def next(self, consumer: Consumer, max_records: int) -> Reading:
@@ -99,22 +99,23 @@ class Reader:
         """
         is_large = 2 * len(reading.records) >= max_records
         if is_large and not self._progress.has_unverified:
-            self._allowed = (consumer, max_records)
-        self._spent, self._latest = self._latest, reading if is_large else None
+            self._allowed = (consumer, max_records, reading)
+        else:
+            self._kept = None
 
     def begin_read_ahead(self) -> None:
         """Read what comes next, if that is allowed. To be called as the database begins with its work.
 
         Not before: the thread that talks to the database would have to share Python with decoding.
         """
-        self._spent = None
         allowed, self._allowed = self._allowed, None
         if allowed is not None:
-            self._ahead = asyncio.create_task(self._read(*allowed), name="read ahead")
+            consumer, max_records, self._kept = allowed
+            self._ahead = asyncio.create_task(self._read(consumer, max_records), name="read ahead")
 
     async def drop(self) -> None:
         """Forget what was read ahead, and read no further; positions are to be given up too."""
-        self._allowed = self._latest = self._spent = None
+        self._allowed = self._kept = None
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             ahead.cancel()
