@@ -12,7 +12,6 @@ The floor is what the machine and the load make of it: an application that store
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -24,7 +23,7 @@ from benchmarks.end_to_end_stage import (
     EndToEndStage,
     Running,
 )
-from benchmarks.gateway_stage import START_SECONDS, wait_answering
+from benchmarks.gateway_stage import START_SECONDS, bare_asgi
 from benchmarks.machine import describe
 from benchmarks.peers import mq_bridge
 from benchmarks.result import Column, Table, arguments, chosen, finish
@@ -91,14 +90,8 @@ class BareAsgi(EndToEnd):
 
     @contextlib.contextmanager
     def running(self, topic: str, url: str) -> Iterator[Running]:
-        port = free_port()
-        command = [sys.executable, "-m", "benchmarks.bare_asgi", str(port)]
-        process = Process("bare ASGI", command, self.stage.directory / f"{topic}-bare.log", {})
-        try:
-            wait_answering(process, port)
+        with bare_asgi(self.stage.directory / f"{topic}-bare.log") as (process, port):
             yield Running(port, process, None)
-        finally:
-            process.close()
 
 
 def main() -> None:

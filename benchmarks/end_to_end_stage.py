@@ -17,7 +17,7 @@ from typing import Final
 from benchmarks.http_client import Sent, send_at_rate
 from benchmarks.machine import REPOSITORY
 from benchmarks.resources import used
-from benchmarks.rounds import Figures, LeftOut
+from benchmarks.rounds import Figures, LeftOut, Staged
 from benchmarks.servers import PARTITIONS, Broker, Database
 from benchmarks.sink_stage import PEER_SCHEMA
 from benchmarks.workload import Event
@@ -102,7 +102,7 @@ class EndToEndStage:
     def _stored_ms(self, sent: Sent, stored: Mapping[str, float]) -> list[float]:
         """Of the first sending of each event; a copy stores nothing.
 
-        Raises LeftOut if an event never became visible.
+        Raises LeftOut if an event never became visible, or none was new.
         """
         known = {event.event_id for event in self._warm}
         latencies = []
@@ -112,26 +112,17 @@ class EndToEndStage:
                 if event.event_id not in stored:
                     raise LeftOut(f"An event was acknowledged and not seen in the database: {event.event_id}")
                 latencies.append((stored[event.event_id] - due) * 1e3)
+        if not latencies:
+            raise LeftOut("Every measured event is a copy of one that was sent before; measure for longer.")
         return latencies
 
 
-class EndToEnd:
+class EndToEnd(Staged[EndToEndStage]):
     """A contestant: takes one event per request, and stores it."""
 
-    name: str = ""
     partitions: int = PARTITIONS
     schema: str | None = WATCHED_PEER_SCHEMA
     """Statements that make its tables; None for ours."""
-
-    def __init__(self, stage: EndToEndStage) -> None:
-        self.stage = stage
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        raise NotImplementedError
-
-    def prepare(self) -> None:
-        """Nothing, unless something has to be fetched."""
 
     def measure(self) -> Figures:
         return self.stage.measure(self)

@@ -8,11 +8,10 @@ Usage: python -m benchmarks.gateway [--seconds N] [--rounds N] [--only NAME ...]
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from benchmarks.gateway_stage import SIZES, START_SECONDS, Gateway, GatewayStage, Running, wait_answering
+from benchmarks.gateway_stage import SIZES, START_SECONDS, Gateway, GatewayStage, Running, bare_asgi
 from benchmarks.http_load import CONNECTIONS, require_wrk
 from benchmarks.machine import describe, output_of
 from benchmarks.peers import mq_bridge, redpanda_connect, strimzi_bridge
@@ -21,7 +20,7 @@ from benchmarks.result import Column, Table, arguments, chosen, finish, several
 from benchmarks.rounds import Contestant, Figures, run_rounds
 from benchmarks.servers import broker, work_directory
 from benchmarks.workload import workload
-from tests.support.processes import Process, aggregator, free_port, wait_ready
+from tests.support.processes import aggregator, free_port, wait_ready
 
 EVENTS: Final = 40_000
 OURS: Final = "aggregator gateway"
@@ -72,14 +71,8 @@ class BareAsgi(Gateway):
 
     @contextlib.contextmanager
     def running(self, topic: str | None, size: int) -> Iterator[Running]:
-        port = free_port()
-        command = [sys.executable, "-m", "benchmarks.bare_asgi", str(port)]
-        process = Process("bare ASGI", command, self.stage.directory / "bare.log", {})
-        try:
-            wait_answering(process, port)
+        with bare_asgi(self.stage.directory / "bare.log") as (process, port):
             yield Running(process, f"http://127.0.0.1:{port}/publish")
-        finally:
-            process.close()
 
 
 def main() -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from benchmarks.http_load import CONNECTIONS, Load, press, write_bodies
 from benchmarks.resources import used
-from benchmarks.rounds import Figures, LeftOut
+from benchmarks.rounds import Figures, LeftOut, Staged
 from benchmarks.servers import Broker
 from benchmarks.workload import Event, Workload
-from tests.support.processes import Process
+from tests.support.processes import Process, free_port
 
 SIZES: Final = (1, 10, 100, 1_000)
 _WARM_SECONDS: Final = 2
@@ -114,24 +115,13 @@ class GatewayStage:
         return file
 
 
-class Gateway:
+class Gateway(Staged[GatewayStage]):
     """A contestant: takes events by HTTP, and answers once the log has acknowledged them."""
 
-    name: str = ""
     dialect: str = "array"
     """Names the form of its bodies."""
     content_type: str = "application/json"
     sizes: Sequence[int] = SIZES
-
-    def __init__(self, stage: GatewayStage) -> None:
-        self.stage = stage
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        raise NotImplementedError
-
-    def prepare(self) -> None:
-        """Nothing, unless something has to be fetched."""
 
     def measure(self) -> Figures:
         with self.stage.topic() as topic:
@@ -146,6 +136,18 @@ class Gateway:
     def running(self, topic: str | None, size: int) -> contextlib.AbstractContextManager[Running]:
         """Run it, for requests of this size."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def bare_asgi(log: Path) -> Iterator[tuple[Process, int]]:
+    """The floor under a gateway, see `benchmarks.bare_asgi`, and its port."""
+    port = free_port()
+    process = Process("bare ASGI", [sys.executable, "-m", "benchmarks.bare_asgi", str(port)], log, {})
+    try:
+        wait_answering(process, port)
+        yield process, port
+    finally:
+        process.close()
 
 
 def wait_answering(process: Process, port: int) -> None:

@@ -10,9 +10,10 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 Figures = Mapping[str, float]
+_Stage = TypeVar("_Stage")
 _FAILURES: Final = 2
 """So many failed rounds, and a contestant takes no further part."""
 
@@ -36,6 +37,22 @@ class Contestant(Protocol):
 
     def measure(self) -> Figures:
         """Start it, measure once, stop it. Raises LeftOut if it does not do its job."""
+
+
+class Staged(Generic[_Stage]):
+    """A contestant on a stage that it shares with others; to be given `settings` and `measure`."""
+
+    name: str = ""
+
+    def __init__(self, stage: _Stage) -> None:
+        self.stage = stage
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Nothing, unless something has to be fetched."""
 
 
 @dataclass

@@ -145,13 +145,13 @@ class Worker:
         await self._retrying(consumer.start)
         while not self._stop.is_set():
             await self._retrying(lambda: self.run_once(consumer))
-        await self._committed()
+        await self._wait_committed()
 
     async def on_revoked(self, partitions: frozenset[int]) -> None:
         """Wait for the transaction and the commit in flight, then let the partitions go."""
         self._progress.forget(partitions)
         async with self._storing:
-            await self._committed()
+            await self._wait_committed()
             self._progress.forget(partitions)
             self._metrics.lag.revoked(partitions)
 
@@ -218,10 +218,10 @@ class Worker:
         self._metrics.stored(batch, result)
         if self._before_commit is not None:
             await self._before_commit()
-        await self._committed()
+        await self._wait_committed()
         self._committing = asyncio.create_task(self._commit(result.positions, consumer), name="commit")
         if not self._reader.is_ahead:
-            await self._committed()
+            await self._wait_committed()
         return result
 
     async def _commit(self, positions: Sequence[Position], consumer: Consumer) -> None:
@@ -232,7 +232,7 @@ class Worker:
         except CommitFailed as error:
             _log.warning("offsets not committed; the database position decides", exc_info=error)
 
-    async def _committed(self) -> None:
+    async def _wait_committed(self) -> None:
         """Return once no commit is under way."""
         committing = self._committing
         if committing is not None:

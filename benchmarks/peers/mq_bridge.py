@@ -51,24 +51,38 @@ def route(name: str, configuration: Mapping[str, Any], directory: Path) -> Itera
         process.close()
 
 
-def _from_log(bootstrap: str, topic: str, group: str) -> dict[str, Any]:
-    options = [["auto.offset.reset", "earliest"]]
-    return {"kafka": {"url": bootstrap, "topic": topic, "group_id": group, "consumer_options": options}}
+def _to_database(
+    bootstrap: str, topic: str, group: str, url: str, output: Mapping[str, Any]
+) -> dict[str, Any]:
+    kafka = {
+        "url": bootstrap,
+        "topic": topic,
+        "group_id": group,
+        "consumer_options": [["auto.offset.reset", "earliest"]],
+    }
+    return {
+        "input": {"kafka": kafka},
+        "output": {"sqlx": {"url": url, "table": "events", **output}},
+        "batch_size": _ROWS,
+    }
 
 
-def _to_log(bootstrap: str, topic: str | None) -> dict[str, Any]:
-    options = [["acks", "all"], ["compression.codec", "snappy"], ["linger.ms", "1"]]
-    return {"kafka": {"url": bootstrap, "topic": topic, "producer_options": options}}
-
-
-def _from_http(port: int) -> dict[str, Any]:
-    http = {
+def _to_log(bootstrap: str, topic: str | None, port: int, size: int) -> dict[str, Any]:
+    http: dict[str, Any] = {
         "url": f"127.0.0.1:{port}",
         "path": "/publish",
         "concurrency_limit": 512,
         "internal_buffer_size": 1024,
     }
-    return {"http": http}
+    kafka = {
+        "url": bootstrap,
+        "topic": topic,
+        "producer_options": [["acks", "all"], ["compression.codec", "snappy"], ["linger.ms", "1"]],
+    }
+    source: dict[str, Any] = {"http": http}
+    if size > 1:
+        source["middlewares"] = [{"unpack": {"format": "benthos_binary"}}]
+    return {"input": source, "output": {"kafka": kafka}, "batch_size": _REQUESTS}
 
 
 class _Sink(PeerSink):
@@ -87,11 +101,8 @@ class _Sink(PeerSink):
 
     @contextlib.contextmanager
     def running(self, url: str, group: str) -> Iterator[Process]:
-        configuration = {
-            "input": _from_log(self.stage.broker.bootstrap, self.log, group),
-            "output": {"sqlx": {"url": url, "table": "events", **self.output}},
-            "batch_size": _ROWS,
-        }
+        bootstrap = self.stage.broker.bootstrap
+        configuration = _to_database(bootstrap, self.log, group, url, self.output)
         with route(f"mq-bridge-{group}", configuration, self.stage.directory) as process:
             yield process
 
@@ -157,11 +168,7 @@ class HttpGateway(Gateway):
     @contextlib.contextmanager
     def running(self, topic: str | None, size: int) -> Iterator[Running]:
         port = free_port()
-        source = _from_http(port)
-        if size > 1:
-            source["middlewares"] = [{"unpack": {"format": "benthos_binary"}}]
-        target = _to_log(self.stage.broker.bootstrap, topic)
-        configuration = {"input": source, "output": target, "batch_size": _REQUESTS}
+        configuration = _to_log(self.stage.broker.bootstrap, topic, port, size)
         with route(f"mq-bridge-{topic}-{size}", configuration, self.stage.directory) as process:
             wait_answering(process, port)
             yield Running(process, f"http://127.0.0.1:{port}/publish")
@@ -187,12 +194,8 @@ class Pipeline(EndToEnd):
     @contextlib.contextmanager
     def running(self, topic: str, url: str) -> Iterator[end_to_end_stage.Running]:
         port, bootstrap = free_port(), self.stage.broker.bootstrap
-        gateway = {"input": _from_http(port), "output": _to_log(bootstrap, topic), "batch_size": _REQUESTS}
-        sink = {
-            "input": _from_log(bootstrap, topic, topic),
-            "output": {"sqlx": {"url": url, "table": "events", **UpsertSink.output}},
-            "batch_size": _ROWS,
-        }
+        sink = _to_database(bootstrap, topic, topic, url, UpsertSink.output)
+        gateway = _to_log(bootstrap, topic, port, size=1)
         directory = self.stage.directory
         with (
             route(f"{topic}-sink", sink, directory) as worker,
