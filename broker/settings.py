@@ -88,13 +88,6 @@ class KafkaSettings(BaseModel):
         gt=0,
         description="Bytes of records the producer holds unacknowledged; above that the log counts as full.",
     )
-    linger_seconds: float = Field(
-        default=0.02,
-        ge=0,
-        le=1,
-        description="While batches are on their way to a broker, the next records for it wait for its answer,"
-        " at most so long, and leave together. What comes when nothing is on its way is sent at once.",
-    )
     max_partition_fetch_bytes: int = Field(
         default=4 * 1024 * 1024,
         gt=0,

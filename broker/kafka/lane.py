@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
 
 from broker.ports import Headers, NewRecord
 
@@ -15,9 +16,20 @@ _HEADER_FRAME_BYTES: Final = 10
 
 
 class BatchBuilder(Protocol):
-    """aiokafka's builder of a record batch; `append` returns None when the record does not fit any more."""
+    """aiokafka's builder of a record batch."""
 
-    def append(self, *, timestamp: int | None, key: bytes, value: bytes, headers: Any) -> object | None: ...
+    def append(
+        self, offset: int, timestamp: int, key: bytes, value: bytes, headers: list[tuple[str, bytes | None]]
+    ) -> object | None:
+        """Add a record; returns None when it does not fit any more.
+
+        Args:
+            offset: in the batch, from 0.
+            timestamp: milliseconds since 1970.
+        """
+
+    def build(self) -> bytes | bytearray:
+        """The batch as it is sent. Once."""
 
 
 class Publish:
@@ -58,13 +70,18 @@ class Share:
 
 
 class Batch:
-    """Records handed to the client together: slices of shares, in order."""
+    """Records that are sent together: slices of shares, in order.
 
-    __slots__ = ("builder", "parts", "records", "size", "started")
+    Attributes:
+        data: what is sent, once it is full.
+        started: by the monotonic clock.
+    """
 
-    def __init__(self, builder: Any, started: float) -> None:
-        self.builder = builder
-        self.started = started
+    __slots__ = ("data", "parts", "records", "size", "started")
+
+    def __init__(self) -> None:
+        self.data: bytes | bytearray = b""
+        self.started = time.monotonic()
         self.parts: list[tuple[Share, int, int]] = []
         self.records = 0
         self.size = 0
@@ -83,18 +100,33 @@ class Lane:
 
     There is one batch at a time, so records of one partition never overtake each other; whatever arrives
     meanwhile forms the next batch.
+
+    Attributes:
+        is_idle: nothing waits, and nothing is being sent.
     """
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.pending: deque[Share] = deque()
-        self.sending: Batch | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.batch: Batch | None = None
+        self.is_idle = True
         self._most_records: int | None = None
 
-    def fill(self, batch: Batch) -> None:
+    def load(self, create_builder: Callable[[], BatchBuilder]) -> Batch | None:
+        """The batch to be sent: that of before if there is one, else of what waits; None if nothing does."""
+        if self.batch is None and self.pending:
+            batch = Batch()
+            builder = create_builder()
+            self._fill(batch, builder)
+            batch.data = builder.build()
+            self.batch = batch
+        return self.batch
+
+    def _fill(self, batch: Batch, builder: BatchBuilder) -> None:
         """Move waiting records into a batch until it is full."""
-        append = batch.builder.append
+        append = builder.append
+        now = int(time.time() * 1_000)
+        appended = 0
         headers: Headers = ()
         header_list: list[tuple[str, bytes | None]] = []
         while self.pending:
@@ -110,8 +142,9 @@ class Lane:
                     # The records of a publish mostly share their headers; the client wants a list.
                     headers = record.headers
                     header_list = list(headers)
-                if append(timestamp=None, key=record.key, value=record.value, headers=header_list) is None:
+                if append(appended, now, record.key, record.value, header_list) is None:
                     break
+                appended += 1
                 position += 1
             if position > start:
                 share.taken = position

@@ -5,49 +5,62 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError, ProducerClosed, UnknownTopicOrPartitionError
+from aiokafka import errors as kafka_errors
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 
 from broker.errors import LogMisconfigured
-from broker.kafka.client import adopt, connection_options, fetch_topic, retried, topic_batch_limit, translated
+from broker.kafka.client import (
+    LogClient,
+    connection_options,
+    describe,
+    fetch_topic,
+    milliseconds,
+    retried,
+    topic_batch_limit,
+    translated,
+)
 from broker.kafka.lane import BatchBuilder
 from broker.settings import KafkaSettings
 
 _log = logging.getLogger(__name__)
 
+_ALL_IN_SYNC: Final = -1
+_CODECS: Final = {
+    None: DefaultRecordBatch.CODEC_NONE,
+    "gzip": DefaultRecordBatch.CODEC_GZIP,
+    "snappy": DefaultRecordBatch.CODEC_SNAPPY,
+    "lz4": DefaultRecordBatch.CODEC_LZ4,
+    "zstd": DefaultRecordBatch.CODEC_ZSTD,
+}
+_NO_ERROR: Final = 0
+_UNKNOWN_ERROR: Final = -1
 _LAST_CHANCE: Final = 2.0
 """Seconds for the tasks of a client that was cut off to notice."""
 
 
-class SessionLost(Exception):
-    """The session was given up while the batch was being sent."""
-
-
 class Session:
-    """A started aiokafka producer.
+    """A connected client that appends batches with `acks=all`.
 
-    Idempotence stays off: in this client a failed batch leaves a gap in the sequence that nothing closes, and
-    a retry that lands twice is a duplicate that the store folds.
+    The producer of aiokafka makes several futures and wakes two tasks for every batch; here a request is one
+    call. Batches carry no sequence numbers: a retry that lands twice is a duplicate that the store folds.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
+        self._timeout_ms = milliseconds(settings.produce_timeout_seconds)
         options = connection_options(settings, "producer", request_timeout=settings.produce_timeout_seconds)
-        self._producer = AIOKafkaProducer(
-            **options,
-            acks="all",
-            enable_idempotence=False,
-            linger_ms=0,
-            compression_type=settings.compression,
-            max_batch_size=settings.max_batch_bytes,
-        )
-        self._client = self._producer.client
-        adopt(self._client, settings.topic)
-        self._sending: set[asyncio.Task[Any]] = set()
-        self._lost = asyncio.Event()
+        self._client = LogClient(**options)
+        self._in_trouble = False
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Call a function whenever partitions or their leaders may be others than before."""
+        self._client.cluster.add_listener(lambda _: changed())
 
     async def open(self, *, check_limit: bool) -> None:
         """Connect, find the topic and compare its limit with ours; bounded in time.
@@ -56,7 +69,8 @@ class Session:
         """
         settings = self._settings
         async with translated(settings, settings.start_timeout_seconds):
-            await self._producer.start()
+            await self._client.bootstrap()
+            self._client.set_topics([settings.topic])
             await retried(lambda: fetch_topic(self._client, settings))
             limit = await retried(lambda: topic_batch_limit(self._client, settings))
             while self.partitions() is None:
@@ -77,81 +91,76 @@ class Session:
         leader: int | None = self._client.cluster.leader_for_partition(
             TopicPartition(self._settings.topic, partition)
         )
-        return leader
+        return leader if leader != -1 else None
 
     @property
     def failed(self) -> bool:
-        """Whether the client's own task has died, after which it sends nothing any more."""
-        task = self._producer._sender.sender_task
+        """Whether the client's own task has died, after which it never learns of another leader."""
+        task = self._client._sync_task
         return task is None or task.done()
 
-    def create_batch(self) -> BatchBuilder:
-        builder: BatchBuilder = self._producer.create_batch()
+    def create_builder(self) -> BatchBuilder:
+        builder: BatchBuilder = DefaultRecordBatchBuilder(
+            magic=2,
+            compression_type=_CODECS[self._settings.compression],
+            is_transactional=0,
+            producer_id=-1,
+            producer_epoch=-1,
+            base_sequence=-1,
+            batch_size=self._settings.max_batch_bytes,
+        )
         return builder
 
-    async def send(self, builder: BatchBuilder, partition: int) -> None:
-        """Send a batch; returns when every in-sync replica has it.
+    async def append(self, leader: int | None, batches: Sequence[tuple[int, Any]]) -> dict[int, KafkaError]:
+        """Send batches to the broker that leads their partitions; at most one for each partition.
 
-        Raises:
-            KafkaError: as aiokafka does, after its own retries.
-            SessionLost: `close` was called meanwhile.
+        Returns once it has answered for all of them, or there is none to come: those that are not in the
+        result are with every in-sync replica. A new leader is looked for where an error says so; see
+        `refreshed`.
+
+        Returns:
+            Why partitions did not take their batch, or may not have taken it.
         """
-        if self._lost.is_set():
-            raise SessionLost
-        task = asyncio.current_task()
-        assert task is not None
-        self._sending.add(task)
         try:
-            await self._send(builder, partition)
-        except asyncio.CancelledError:
-            if self._lost.is_set() and not task.uncancel():
-                raise SessionLost from None
-            raise
-        finally:
-            self._sending.discard(task)
+            if leader is None:
+                raise kafka_errors.LeaderNotAvailableError("no leader is known")
+            request = ProduceRequest(
+                None, _ALL_IN_SYNC, self._timeout_ms, [(self._settings.topic, list(batches))]
+            )
+            response = await self._client.send(leader, request)
+        except KafkaError as error:
+            errors = {partition: error for partition, _ in batches}
+        else:
+            codes = {partition: code for _, answers in response.topics for partition, code, *_ in answers}
+            errors = {
+                partition: kafka_errors.for_code(code)(f"partition {partition}")
+                for partition, _ in batches
+                if (code := codes.get(partition, _UNKNOWN_ERROR)) != _NO_ERROR
+            }
+        self._tell(leader, errors)
+        if any(error.invalid_metadata for error in errors.values()):
+            self._client.force_metadata_update()
+        return errors
 
-    async def _send(self, builder: BatchBuilder, partition: int) -> None:
-        known = self._client.cluster.partitions_for_topic(self._settings.topic)
-        if known is not None and partition not in known:
-            raise UnknownTopicOrPartitionError(f"partition {partition}")
-        future = await self._producer.send_batch(builder, self._settings.topic, partition=partition)
-        # Nobody waits for a batch whose session was given up; its failure is no news then.
-        future.add_done_callback(_look)
-        await future
+    def _tell(self, leader: int | None, errors: Mapping[int, KafkaError]) -> None:
+        """Log the first trouble, and its end."""
+        if errors and not self._in_trouble:
+            some = describe(next(iter(errors.values())))
+            _log.warning("broker %s did not take every batch (%s)", leader, some)
+        elif self._in_trouble and not errors:
+            _log.info("broker %s took every batch", leader)
+        self._in_trouble = bool(errors)
 
-    async def close(self, timeout: float) -> None:
-        """Finish what is in flight for up to `timeout` seconds, then cut it off. Bounded in time."""
-        stopping = asyncio.create_task(self._producer.stop(), name="kafka-producer-stop")
-        if timeout > 0:
-            await asyncio.wait({stopping}, timeout=timeout)
-        self._lost.set()
-        for task in self._sending:
-            # As `asyncio.timeout` does it; a task made for each batch would cost more than the batch.
-            task.cancel()
-        self._sending.clear()
-        if not stopping.done():
-            await self._cut_off(stopping)
-        if stopping.done() and not stopping.cancelled() and stopping.exception() is not None:
-            _log.info("closing the producer: %r", stopping.exception())
+    async def refreshed(self) -> None:
+        """Return once no new leader is being looked for."""
+        await self._client._maybe_wait_metadata()
 
-    async def _cut_off(self, stopping: asyncio.Task[None]) -> None:
-        """Release every task of the client, of which `stop` would wait for the answers of brokers."""
-        self._producer._message_accumulator.fail_all(ProducerClosed())
-        task = self._producer._sender.sender_task
-        if task is not None:
-            task.cancel()
+    async def close(self) -> None:
+        """Disconnect. Bounded in time."""
         with contextlib.suppress(TimeoutError, KafkaError):
             async with asyncio.timeout(_LAST_CHANCE):
                 await self._client.close()
-        # Requests that failed just now wait for metadata, which nobody fetches any more.
+        # Whoever waits for metadata waits for somebody who does not fetch it any more.
         waiting = self._client._md_update_fut
         if waiting is not None and not waiting.done():
             waiting.set_result(False)
-        await asyncio.wait({stopping}, timeout=_LAST_CHANCE)
-        stopping.cancel()
-        await asyncio.wait({stopping})
-
-
-def _look(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

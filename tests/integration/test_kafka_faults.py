@@ -98,7 +98,7 @@ async def test_a_frozen_broker_gives_bounded_answers_and_none_of_what_was_withdr
         broker.pause()
         started = time.monotonic()
         sent = asyncio.create_task(producer.publish([record(b"sent")], timeout=1.0))
-        # By the first turn of the loop it waits in its lane, by the second it is with the client.
+        # By the first turn of the loop it waits in its lane, by the third it is in a request.
         for _ in range(5):
             await asyncio.sleep(0)
         assert producer.in_flight == 1
@@ -193,7 +193,8 @@ async def test_a_producer_whose_client_has_died_connects_anew(log: KafkaLog) -> 
         await producer.publish([record(b"before")], timeout=DEADLINE)
         session = producer._session
         assert session is not None
-        session._producer._sender.sender_task.cancel()
+        assert session._client._sync_task is not None
+        session._client._sync_task.cancel()
         await publish_until_taken(producer, b"after")
         assert producer.in_flight == 0
     finally:

@@ -19,11 +19,15 @@ class Builder:
         self.values: list[bytes] = []
         self._room = room
 
-    def append(self, *, timestamp: int | None, key: bytes, value: bytes, headers: Any) -> object | None:
+    def append(self, offset: int, timestamp: int, key: bytes, value: bytes, headers: Any) -> object | None:
         if len(self.values) == self._room:
             return None
+        assert offset == len(self.values)
         self.values.append(value)
         return self
+
+    def build(self) -> bytes:
+        return b",".join(self.values)
 
 
 def waiting(lane: Lane, *values: bytes) -> Publish:
@@ -38,9 +42,10 @@ def waiting(lane: Lane, *values: bytes) -> Publish:
 
 
 def filled(lane: Lane, room: int = 1_000) -> tuple[Batch, list[bytes]]:
+    """What is sent next, and its values; nothing is on its way afterwards."""
     builder = Builder(room)
-    batch = Batch(builder, 0.0)
-    lane.fill(batch)
+    batch = lane.load(lambda: builder) or Batch()
+    lane.batch = None
     return batch, builder.values
 
 
@@ -67,6 +72,19 @@ async def test_a_publish_that_spans_batches_is_done_with_the_last_of_them() -> N
         batch.acknowledge()
     assert publish.done.done()
     assert sizes == publish.shares[0][1].size
+
+
+async def test_the_batch_on_its_way_stays_the_next_one_until_it_is_settled() -> None:
+    lane = Lane(0)
+    waiting(lane, b"1")
+    batch = lane.load(Builder)
+    waiting(lane, b"2")
+    assert lane.load(Builder) is batch
+    assert batch is not None
+    assert batch.data == b"1"
+    lane.batch = None
+    assert filled(lane)[1] == [b"2"]
+    assert lane.load(Builder) is None
 
 
 async def test_what_is_withdrawn_before_it_is_taken_is_never_sent() -> None:
