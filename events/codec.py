@@ -36,6 +36,7 @@ from events.payload import (
     nesting_depth,
     parse_payload,
     parse_plain_payloads,
+    payloads_are_plain,
     refuse_constant,
 )
 from events.text import not_json, require_utf8
@@ -81,10 +82,11 @@ def decode_events(raws: Sequence[bytes]) -> Iterator[Event | InvalidEvent]:
     """What `decode_event` gives for each, in the same order: returned or raised."""
     for portion in _portions(raws):
         plain = _plain(portion)
-        if plain is None:
+        values = parse_plain_payloads(plain[1]) if plain else None
+        if plain is None or values is None:
             yield from (_outcome(decode_event, raw) for raw in portion)
         else:
-            envelopes, payloads, moments, values = plain
+            envelopes, payloads, moments = plain
             yield from map(_event, envelopes, payloads, map(microseconds, moments), values)
 
 
@@ -105,7 +107,7 @@ def check_events(raws: Sequence[bytes]) -> Iterator[list[tuple[str, str] | Inval
     """
     for portion in _portions(raws):
         plain = _plain(portion)
-        if plain is None:
+        if plain is None or not payloads_are_plain(plain[1]):
             yield [_outcome(check_event, raw) for raw in portion]
         else:
             yield [(envelope.topic, envelope.event_id) for envelope in plain[0]]
@@ -127,11 +129,9 @@ def _outcome(look: Callable[[bytes], _T], raw: bytes) -> _T | InvalidEvent:
         return error
 
 
-def _plain(
-    raws: Sequence[bytes],
-) -> tuple[list[_Envelope], list[bytes], list[dt.datetime], list[Any]] | None:
-    """Envelopes, payloads as sent, timestamps and payloads as parsed, if every rule plainly holds for all of
-    these events; None if for one of them it is still open."""
+def _plain(raws: Sequence[bytes]) -> tuple[list[_Envelope], list[bytes], list[dt.datetime]] | None:
+    """Envelopes, payloads as sent and timestamps, if every rule but those of payloads plainly holds for all
+    of these events; None if for one of them it is still open."""
     if len(raws) < _FEWEST:
         return None
     try:
@@ -146,9 +146,7 @@ def _plain(
     moments = parse_plain_timestamps([envelope.timestamp for envelope in envelopes])
     if moments is None:
         return None
-    payloads = [bytes(envelope.payload) for envelope in envelopes]
-    values = parse_plain_payloads(payloads)
-    return None if values is None else (envelopes, payloads, moments, values)
+    return envelopes, [bytes(envelope.payload) for envelope in envelopes], moments
 
 
 def _checked(raw: bytes) -> tuple[_Envelope, bytes, int, Any]:

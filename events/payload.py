@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from math import isinf
-from operator import methodcaller
 from typing import Any, Final, NoReturn
 
 import orjson
@@ -29,10 +28,16 @@ _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 # What turns the rest into nothing but square brackets.
 _TO_BRACKETS: Final = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+# NUL stands between payloads: as it is, it can be in none.
+_NOT_OPENINGS: Final = bytes(set(range(256)) - set(b"[{\0"))
+# What leaves nothing of a number but its exponent, between whatever stands around a number.
+_TO_EXPONENTS: Final = bytes.maketrans(b"{}[],E", b":::::e")
+_DIGITS_AND_SPACE: Final = b"0123456789.+- \t\r\n"
+_EXPONENT: Final = b":e:"
+_TO_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
+_MANY_DIGITS: Final = 300
 _BACKSLASH: Final = ord("\\")
 _MAX_EXPONENT_CHARACTERS: Final = 18
-_count_braces: Final = methodcaller("count", b"{")
-_count_brackets: Final = methodcaller("count", b"[")
 
 
 def parse_payload(payload: bytes) -> Any:
@@ -43,7 +48,7 @@ def parse_payload(payload: bytes) -> Any:
     """
     if payload[:1] != b"{":
         raise InvalidEvent(InvalidCode.SCHEMA, "`payload` must be a JSON object.")
-    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and nesting_depth(payload) > MAX_DEPTH:
+    if len(payload.translate(None, _NOT_OPENINGS)) > MAX_DEPTH and nesting_depth(payload) > MAX_DEPTH:
         raise InvalidEvent(InvalidCode.TOO_DEEP, f"`payload` is nested deeper than {MAX_DEPTH} levels.")
     try:
         value = orjson.loads(payload)
@@ -60,7 +65,7 @@ def parse_payload(payload: bytes) -> Any:
 
 def parse_plain_payloads(payloads: Sequence[bytes]) -> list[Any] | None:
     """The values, if all of these plainly obey every rule; None if it is still open."""
-    if max(map(_count_braces, payloads)) + max(map(_count_brackets, payloads)) > MAX_DEPTH:
+    if _most_openings(payloads) > MAX_DEPTH:
         return None
     try:
         values = list(map(orjson.loads, payloads))
@@ -74,6 +79,33 @@ def parse_plain_payloads(payloads: Sequence[bytes]) -> list[Any] | None:
     if _BACKSLASH in together and b"\\u0000" in together:
         return None
     return values
+
+
+def payloads_are_plain(payloads: Sequence[bytes]) -> bool:
+    """Whether all of these, each well-formed JSON but for its encoding, plainly obey every rule. Of others it
+    is still open.
+
+    Nothing is parsed: a number without an exponent and of fewer than 300 digits is within every range.
+    """
+    if {payload[:1] for payload in payloads} != {b"{"}:
+        return False
+    if _most_openings(payloads) > MAX_DEPTH:
+        return False
+    together = b"".join(payloads)
+    try:
+        require_utf8(together)
+    except InvalidEvent:
+        return False
+    if _BACKSLASH in together and b"\\u0000" in together:
+        return False
+    if _EXPONENT in together.translate(_TO_EXPONENTS, _DIGITS_AND_SPACE):
+        return False
+    return max(map(len, payloads)) < _MANY_DIGITS or b"0" * _MANY_DIGITS not in together.translate(_TO_ZEROS)
+
+
+def _most_openings(payloads: Sequence[bytes]) -> int:
+    """Brackets that open in one of them, in strings or not: nesting is no deeper."""
+    return max(map(len, b"\0".join(payloads).translate(None, _NOT_OPENINGS).split(b"\0")))
 
 
 def canonical(value: Any) -> bytes:

@@ -41,9 +41,11 @@ def around(payload: str) -> bytes:
 
 
 def decode_event(raw: bytes) -> Event:
-    """What the codec makes of an event, the same by itself and in company."""
+    """What the codec makes of an event, the same by itself and in company, decoded and only checked."""
     ordinary = encode(event_id="ordinary")
-    _, in_company, _ = codec.decode_events([ordinary, raw, ordinary])
+    company = [ordinary, raw, ordinary]
+    _, in_company, _ = codec.decode_events(company)
+    _, checked, _ = chain.from_iterable(codec.check_events(company))
     alone: Event | InvalidEvent
     try:
         alone = codec.decode_event(raw)
@@ -52,9 +54,11 @@ def decode_event(raw: bytes) -> Event:
     # Compared here, since whoever expects a refusal would take it from either.
     if isinstance(alone, Event):
         assert in_company == alone
+        assert checked == (alone.topic, alone.event_id)
         return alone
-    assert isinstance(in_company, InvalidEvent)
-    assert vars(in_company) == vars(alone)
+    for other in in_company, checked:
+        assert isinstance(other, InvalidEvent)
+        assert vars(other) == vars(alone)
     raise alone
 
 
@@ -192,6 +196,19 @@ class TestPayload:
     def test_numbers_that_are_not_finite_are_refused(self, number: str) -> None:
         error = refusal(around(f'{{"a": [{number}]}}'))
         assert (error.code, error.topic, error.event_id) == ("number_range", "shop.orders", "order-1")
+
+    @pytest.mark.parametrize(
+        "number", ["1e400", "1E+0400", "-1.5e309", "9" * 309 + ".0", "-" + "1" * 310 + "e-0"]
+    )
+    @pytest.mark.parametrize(
+        "shape", ['{"a":N}', '{"a":N,"b":"}"}', '{"a" :\nN }', '{"a":[0,N]}', '{"a":[\tN\r,{}]}', '{"e":N}']
+    )
+    def test_a_number_beyond_a_double_is_found_wherever_it_stands(self, number: str, shape: str) -> None:
+        assert refusal(around(shape.replace("N", number))).code is InvalidCode.NUMBER_RANGE
+
+    @pytest.mark.parametrize("text", [":1e999,", "[e]", ", e,", "9" * 400])
+    def test_a_string_that_looks_like_one_is_accepted(self, text: str) -> None:
+        assert decode_event(around(json.dumps({"a": text, text: 1})))
 
     @pytest.mark.parametrize("number", ["1e308", "5e-324", "1e-400", "0.1", "-0", "18446744073709551615"])
     def test_other_numbers_are_accepted(self, number: str) -> None:
