@@ -14,6 +14,7 @@ from typing import Final
 from benchmarks.peers.cache import cache
 from benchmarks.servers import parts, run
 from benchmarks.sink_stage import LOG_WITH_TEXT, PEER_SCHEMA, PeerSink
+from tests.support.archives import unpack
 from tests.support.kafka_process import KAFKA_VERSION, kafka_jars
 from tests.support.processes import Process, free_port
 
@@ -54,7 +55,7 @@ def plugin() -> Path:
         copy = ["mvn", "-q", "-B", f"{_GET}:copy", f"-Dartifact={artifact}", f"-DoutputDirectory={part}"]
         run(copy, timeout=120)
         with tarfile.open(next(part.glob("*.tar.gz"))) as archive:
-            archive.extractall(home, filter="data")
+            unpack(archive, home)
         shutil.rmtree(part)
         (home / "ready").touch()
     return home

@@ -16,6 +16,7 @@ from db.engine import open_engine
 from db.migrations import REVISIONS, directory
 from db.settings import DatabaseSettings
 from tests.faults.stage import Stage
+from tests.support.archives import unpack
 from tests.support.balancer import Balancer
 from tests.support.deployment import Deployment
 from tests.support.ledger import Outcome
@@ -156,7 +157,7 @@ def unpack_version_before(target: Path) -> None:
     if not archive:
         unavailable("git", "the code before the newest migration is not to be had: this is no whole clone.")
     with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        packed.extractall(target, filter="data")
+        unpack(packed, target)
 
 
 def git(*arguments: str) -> bytes:
