@@ -40,6 +40,7 @@ def describe() -> dict[str, Any]:
         "versions": {
             "event-aggregator": _revision(),
             "python": platform.python_version(),
+            "python_build": f"{' '.join(platform.python_build())}, {platform.python_compiler()}",
             **{name: metadata.version(name) for name in _LIBRARIES},
         },
     }

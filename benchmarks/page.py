@@ -228,10 +228,11 @@ def _left_out(result: Mapping[str, Any]) -> Iterator[str]:
 def _conditions(result: Mapping[str, Any]) -> Iterator[str]:
     machine, versions = result["machine"], result["versions"]
     load = " ".join(f"{value:.2f}" for value in result["load_average_at_start"])
+    build = f" ({versions['python_build']})" if "python_build" in versions else ""
     yield (
         f"Measured {result['measured_at'][:16].replace('T', ' ')} UTC on {machine['processor']},"
         f" {machine['cores']} cores, {machine['memory_gb']:g} GB, {machine['system']}; load average at the"
-        f" start {load}; event-aggregator {versions['event-aggregator']}, Python {versions['python']}."
+        f" start {load}; event-aggregator {versions['event-aggregator']}, Python {versions['python']}{build}."
     )
     if result["load_average_at_start"][0] > machine["cores"] / 4:
         yield (
