@@ -67,8 +67,9 @@ async def run_worker(
             group.create_task(
                 _every(settings.housekeeping_interval_seconds, housekeeping, finished), name="housekeeping"
             )
-    except* Exception as group_error:
-        # One failure is the usual case, and its own type says what to do about it.
+    except ExceptionGroup as group_error:
+        # One failure is the usual case, and its own type says what to do about it. Not `except*`: before
+        # Python 3.11.4 that makes a group again of whatever is raised in it.
         if len(group_error.exceptions) == 1:
             raise group_error.exceptions[0] from None
         raise
