@@ -115,11 +115,11 @@ class Lane:
     def load(self, create_builder: Callable[[], BatchBuilder]) -> Batch | None:
         """The batch to be sent: that of before if there is one, else of what waits; None if nothing does."""
         if self.batch is None and self.pending:
-            batch = Batch()
             builder = create_builder()
+            # At once: if anything below fails, what was moved is found here by whoever gives it up.
+            batch = self.batch = Batch()
             self._fill(batch, builder)
             batch.data = builder.build()
-            self.batch = batch
         return self.batch
 
     def _fill(self, batch: Batch, builder: BatchBuilder) -> None:

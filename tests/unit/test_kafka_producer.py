@@ -244,15 +244,19 @@ async def test_a_batch_that_is_too_large_is_sent_in_parts_and_a_record_that_is_t
     await producer.stop()
 
 
+@pytest.mark.parametrize("faulty", [(Session, "create_builder"), (Builder, "append"), (Builder, "build")])
 async def test_a_fault_of_ours_fails_who_waits_for_it_and_nobody_after(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    faulty: tuple[type, str],
 ) -> None:
-    def broken(self: Session) -> Builder:
+    def broken(*_: object) -> object:
         raise MemoryError("no room")
 
     producer = await started()
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "create_builder", broken)
+        patch.setattr(*faulty, broken)
         with pytest.raises(LogUnavailable, match="failed"):
             await publish(producer, FIRST)
         await turns()
