@@ -9,6 +9,7 @@ from typing import Final
 
 from events.errors import InvalidCode, InvalidEvent
 from events.event import MAX_NAME_BYTES, MAX_YEAR, MIN_YEAR, microseconds
+from events.text import TO_ZEROS
 
 _TIMESTAMP: Final = re.compile(
     r"\d\d\d\d-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -19,7 +20,6 @@ _COMMON_TIMESTAMPS: Final = frozenset(
     for fraction in (b"", *(b"." + b"0" * digits for digits in range(1, 10)))
     for offset in (b"Z", b"+00:00", b"-00:00")
 )
-_TO_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _FIRST_MOMENT: Final = microseconds(dt.datetime(MIN_YEAR, 1, 1, tzinfo=dt.UTC))
 _END_OF_TIME: Final = microseconds(dt.datetime(MAX_YEAR + 1, 1, 1, tzinfo=dt.UTC))
@@ -71,7 +71,7 @@ def parse_timestamp(text: str) -> int:
     Raises:
         InvalidEvent: code `schema`.
     """
-    is_common = text.isascii() and text.encode().translate(_TO_ZEROS) in _COMMON_TIMESTAMPS
+    is_common = text.isascii() and text.encode().translate(TO_ZEROS) in _COMMON_TIMESTAMPS
     if not is_common and not _TIMESTAMP.fullmatch(text):
         raise InvalidEvent(
             InvalidCode.SCHEMA,
@@ -101,7 +101,7 @@ def parse_plain_timestamps(texts: Sequence[str]) -> list[dt.datetime] | None:
     joined = "\n".join(texts)
     if not joined.isascii():
         return None
-    shapes = joined.encode().translate(_TO_ZEROS).split(b"\n")
+    shapes = joined.encode().translate(TO_ZEROS).split(b"\n")
     if len(shapes) != len(texts) or not _COMMON_TIMESTAMPS.issuperset(shapes):
         return None
     if min(texts) < _FIRST_PLAIN_DATE or max(texts) >= _LAST_PLAIN_DATE:

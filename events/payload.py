@@ -18,7 +18,7 @@ import orjson
 
 from events.errors import InvalidCode, InvalidEvent
 from events.event import MAX_DEPTH, MAX_INTEGER_DIGITS
-from events.text import not_json, require_utf8
+from events.text import TO_ZEROS, not_json, require_utf8
 
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 # A number that binary64 or 64-bit integers may not hold exactly: 16 digits or more, or an exponent of three.
@@ -34,7 +34,6 @@ _NOT_OPENINGS: Final = bytes(set(range(256)) - set(b"[{\0"))
 _TO_EXPONENTS: Final = bytes.maketrans(b"{}[],E", b":::::e")
 _DIGITS_AND_SPACE: Final = b"0123456789.+- \t\r\n"
 _EXPONENT: Final = b":e:"
-_TO_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
 _MANY_DIGITS: Final = 300
 _BACKSLASH: Final = ord("\\")
 _MAX_EXPONENT_CHARACTERS: Final = 18
@@ -100,7 +99,7 @@ def payloads_are_plain(payloads: Sequence[bytes]) -> bool:
         return False
     if _EXPONENT in together.translate(_TO_EXPONENTS, _DIGITS_AND_SPACE):
         return False
-    return max(map(len, payloads)) < _MANY_DIGITS or b"0" * _MANY_DIGITS not in together.translate(_TO_ZEROS)
+    return max(map(len, payloads)) < _MANY_DIGITS or b"0" * _MANY_DIGITS not in together.translate(TO_ZEROS)
 
 
 def _most_openings(payloads: Sequence[bytes]) -> int:

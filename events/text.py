@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 from events.errors import InvalidCode, InvalidEvent
+
+TO_ZEROS: Final = bytes.maketrans(b"123456789", b"000000000")
+"""Makes every digit a zero: what is left is the shape of numbers and timestamps."""
 
 
 def require_utf8(raw: bytes) -> str:
